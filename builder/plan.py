@@ -1,0 +1,218 @@
+"""The plan: which jobs a selection means. Pure: no clock, network, docker or GPU; same input, same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from builder.errors import EnginefarmError, Reason
+from builder.recipe import Precision, Recipe
+from builder.stacks import Stack
+from builder.targets import Target, sm_number, suggestion
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One engine to build: recipe x precision x stack x SMs of a target."""
+
+    recipe: str
+    precision: str
+    stack: str
+    target: str
+    sms: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """Readable id: selector, log heading, folder and matrix key in one."""
+        sms = "-".join(f"sm{sm.replace('.', '')}" for sm in self.sms)
+        return f"{self.recipe}-{self.precision}-{self.stack}-{sms}"
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain data for `plan --json`."""
+        return {
+            "id": self.id,
+            "recipe": self.recipe,
+            "precision": self.precision,
+            "stack": self.stack,
+            "target": self.target,
+            "sms": list(self.sms),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A combination that was asked for and cannot be built."""
+
+    recipe: str
+    precision: str
+    stack: str
+    target: str
+    reason: Reason
+    what: str
+    fix: str
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain data for `plan --json`."""
+        return {
+            "recipe": self.recipe,
+            "precision": self.precision,
+            "stack": self.stack,
+            "target": self.target,
+            "code": self.reason.value.code,
+            "reason": self.reason.value.slug,
+            "what": self.what,
+            "fix": self.fix,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Jobs in a stable order (recipe, precision, stack, target) and what had to be refused."""
+
+    jobs: tuple[Job, ...]
+    refusals: tuple[Refusal, ...]
+
+    def to_json(self) -> str:
+        """Serialise: canonical, so equal plans are equal text."""
+        document = {
+            "plan_version": PLAN_VERSION,
+            "jobs": [job.as_json() for job in self.jobs],
+            "refusals": [refusal.as_json() for refusal in self.refusals],
+        }
+        return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """Everything planning may choose from. `stacks` are the chosen ones, `all_stacks` serve the refusals' advice."""
+
+    recipes: Mapping[str, Recipe]
+    stacks: tuple[Stack, ...]
+    targets: tuple[Target, ...]
+    all_stacks: tuple[Stack, ...]
+    precision_floors: Mapping[str, tuple[int, int]]
+
+
+def make_plan(catalogue: Catalogue, precisions: Iterable[str] = ()) -> Plan:
+    """Cross recipes, precisions, stacks and targets; keep what can be built, refuse the rest with a reason."""
+    wanted = frozenset(precisions)
+    jobs: list[Job] = []
+    refusals: list[Refusal] = []
+    for name in sorted(catalogue.recipes):
+        recipe = catalogue.recipes[name]
+        for precision in (p for p in Precision if p in recipe.precisions and (not wanted or p.value in wanted)):
+            for stack in catalogue.stacks:
+                for target in catalogue.targets:
+                    for item in _combine(catalogue, recipe, precision.value, stack, target):
+                        if isinstance(item, Job):
+                            jobs.append(item)
+                        else:
+                            refusals.append(item)
+    return Plan(jobs=tuple(jobs), refusals=tuple(refusals))
+
+
+def require_jobs(plan: Plan) -> Plan:
+    """Give the plan back if it holds a job.
+
+    Raises:
+        EnginefarmError: the first refusal's reason, or NOTHING_TO_DO where nothing was refused either.
+
+    """
+    if plan.jobs:
+        return plan
+    if not plan.refusals:
+        raise EnginefarmError(Reason.NOTHING_TO_DO, "no recipe has the precision asked for")
+    first = plan.refusals[0]
+    others = {refusal.what: None for refusal in plan.refusals if refusal.what != first.what}
+    raise EnginefarmError(first.reason, first.what, why="\n".join(others) or None, fix=first.fix)
+
+
+def select_recipes(recipes: Mapping[str, Recipe], patterns: tuple[str, ...]) -> dict[str, Recipe]:
+    """Pick recipes whose name matches one of the globs; no glob means all.
+
+    Raises:
+        EnginefarmError: RECIPE_UNKNOWN for a glob that matches nothing.
+
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in recipes):
+            raise EnginefarmError(
+                Reason.RECIPE_UNKNOWN,
+                f"no recipe matches {pattern!r}",
+                fix=suggestion(pattern, sorted(recipes), "recipes"),
+            )
+    return {
+        name: recipe
+        for name, recipe in recipes.items()
+        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    }
+
+
+def _combine(
+    catalogue: Catalogue, recipe: Recipe, precision: str, stack: Stack, target: Target
+) -> Iterator[Job | Refusal]:
+    def refuse(reason: Reason, what: str, fix: str) -> Refusal:
+        return Refusal(
+            recipe=recipe.name,
+            precision=precision,
+            stack=stack.name,
+            target=target.name,
+            reason=reason,
+            what=what,
+            fix=fix,
+        )
+
+    if recipe.stacks is not None and stack.name not in recipe.stacks:
+        listed = f"the recipe's stacks: {', '.join(recipe.stacks)}"
+        yield refuse(Reason.NOT_ALLOWED_BY_RECIPE, f"recipe {recipe.name} does not list stack {stack.name}", listed)
+        return
+    if recipe.targets is not None and target.name not in recipe.targets:
+        listed = f"the recipe's targets: {', '.join(recipe.targets)}"
+        yield refuse(Reason.NOT_ALLOWED_BY_RECIPE, f"recipe {recipe.name} does not list target {target.name}", listed)
+        return
+    if precision not in stack.build.precisions:
+        what = f"stack {stack.name} has no {precision}"
+        yield refuse(Reason.PRECISION_UNSUPPORTED, what, f"the stack has {', '.join(stack.build.precisions)}")
+        return
+    for option in _options_used(recipe):
+        if option not in stack.build.options:
+            having = [s.name for s in catalogue.all_stacks if option in s.build.options]
+            fix = f"stacks that have it: {', '.join(having) or 'none'}; or drop it from the recipe"
+            yield refuse(Reason.OPTION_UNSUPPORTED, f"stack {stack.name} has no build option {option}", fix)
+            return
+    floor = catalogue.precision_floors[precision]
+    able = tuple(sm for sm in target.sms if sm_number(sm) >= floor)
+    if not able:
+        what = f"{target.name} (SM {', '.join(target.sms)}) has no {precision} in hardware"
+        fix = f"{precision} starts at SM {floor[0]}.{floor[1]}"
+        yield refuse(Reason.PRECISION_UNSUPPORTED, what, fix)
+        return
+    for sm in able:
+        if sm not in stack.build.sms:
+            having = [s.name for s in catalogue.all_stacks if sm in s.build.sms]
+            fix = f"stacks for SM {sm}: {', '.join(having) or 'none yet'}; {stack.name} has {', '.join(stack.build.sms)}"
+            what = f"stack {stack.name} cannot build for SM {sm} ({target.name})"
+            yield refuse(Reason.SM_MISMATCH, what, fix)
+    for sms in _groups(stack, tuple(sm for sm in able if sm in stack.build.sms)):
+        yield Job(recipe=recipe.name, precision=precision, stack=stack.name, target=target.name, sms=sms)
+
+
+def _groups(stack: Stack, sms: tuple[str, ...]) -> list[tuple[str, ...]]:
+    if stack.build.grouping == "each":
+        return [(sm,) for sm in sms]
+    together = tuple(sm for sm in sms if sm not in stack.build.alone)
+    return [*((sm,) for sm in sms if sm in stack.build.alone), *([together] if together else [])]
+
+
+def _options_used(recipe: Recipe) -> list[str]:
+    build = recipe.build
+    used = {
+        "hardware_compatibility": build.hardware_compatibility != "none",
+        "version_compatible": build.version_compatible,
+        "strip_weights": build.strip_weights,
+    }
+    return [name for name, asked in used.items() if asked]

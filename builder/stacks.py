@@ -1,0 +1,161 @@
+"""Stacks: one TensorRT flavour x CUDA x platform each, read from images/<stack>/stack.toml and its lock."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from packaging.markers import Marker
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from builder.errors import EnginefarmError, Reason
+from builder.targets import suggestion
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SM = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]$")]
+LOCK_NAME = "requirements.lock"
+_REQUIREMENT = re.compile(r"^(?P<pin>[A-Za-z0-9._-]+==[^\s;\\]+)\s*(?:;(?P<marker>[^\\]*))?\\?\s*$", re.MULTILINE)
+
+
+class _StackFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    title: str
+    platform: str
+    python: list[str] = Field(min_length=1)
+    confirmed: bool
+    default: bool = False
+    extra_index: str | None = None
+
+
+class BuildStackFile(_StackFile):
+    """stack.toml of a stack that builds engines."""
+
+    role: Literal["build"]
+    family: Literal["rtx"]
+    import_name: str
+    tensorrt: str
+    cuda: str
+    needs_gpu: bool
+    sms: list[SM] = Field(min_length=1)
+    alone: list[SM] = Field(default_factory=list)
+    grouping: Literal["together", "each"]
+    precisions: list[str] = Field(min_length=1)
+    options: list[str] = Field(default_factory=list)
+
+
+class ExportStackFile(_StackFile):
+    """stack.toml of the stack that turns Python models into ONNX."""
+
+    role: Literal["export"]
+
+
+_STACK_FILE: TypeAdapter[BuildStackFile | ExportStackFile] = TypeAdapter(
+    Annotated[BuildStackFile | ExportStackFile, Field(discriminator="role")]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """A stack and the lock that pins its packages by hash."""
+
+    folder: Path
+    spec: BuildStackFile | ExportStackFile
+    lock: str
+
+    @property
+    def name(self) -> str:
+        """Name of the stack, equal to its folder's."""
+        return self.spec.name
+
+    @property
+    def lock_path(self) -> Path:
+        """Path of the hash-locked requirements."""
+        return self.folder / LOCK_NAME
+
+    @property
+    def lock_sha256(self) -> str:
+        """SHA-256 of the lock text, hex."""
+        return hashlib.sha256(self.lock.encode()).hexdigest()
+
+    @property
+    def build(self) -> BuildStackFile:
+        """The build part; only for stacks that build engines."""
+        if not isinstance(self.spec, BuildStackFile):
+            msg = f"stack {self.name} does not build engines"
+            raise TypeError(msg)
+        return self.spec
+
+    def packages(self, python: str) -> tuple[str, ...]:
+        """List the pins (`name==version`) that the lock means for a Python such as "3.11", sorted."""
+        environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
+        environment |= {"platform_machine": self.spec.platform.replace("linux/amd64", "x86_64").split("/")[-1]}
+        return tuple(
+            sorted(
+                match["pin"]
+                for match in _REQUIREMENT.finditer(self.lock)
+                if match["marker"] is None or Marker(match["marker"].strip()).evaluate(environment)
+            )
+        )
+
+
+def load_stacks(images: Path) -> dict[str, Stack]:
+    """Read every images/<stack>/stack.toml, sorted by name.
+
+    Raises:
+        EnginefarmError: STACK_INVALID, naming the file and each wrong field.
+
+    """
+    return {path.parent.name: _load(path) for path in sorted(images.glob("*/stack.toml"))}
+
+
+def build_stacks(stacks: Mapping[str, Stack]) -> dict[str, Stack]:
+    """Keep the stacks that build engines."""
+    return {name: stack for name, stack in stacks.items() if isinstance(stack.spec, BuildStackFile)}
+
+
+def choose_stacks(stacks: Mapping[str, Stack], names: tuple[str, ...]) -> tuple[Stack, ...]:
+    """Pick build stacks by name; no name means the default ones.
+
+    Raises:
+        EnginefarmError: STACK_UNKNOWN, with the nearest valid name.
+
+    """
+    known = build_stacks(stacks)
+    for name in names:
+        if name not in known:
+            raise EnginefarmError(
+                Reason.STACK_UNKNOWN, f"there is no stack {name!r}", fix=suggestion(name, known, "stacks")
+            )
+    return tuple(known[name] for name in dict.fromkeys(names)) or tuple(s for s in known.values() if s.spec.default)
+
+
+def _load(path: Path) -> Stack:
+    lock_path = path.parent / LOCK_NAME
+    try:
+        spec = _STACK_FILE.validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
+        lock = lock_path.read_text(encoding="utf-8")
+    except tomllib.TOMLDecodeError as error:
+        raise EnginefarmError(Reason.STACK_INVALID, str(error), where=str(path)) from error
+    except ValidationError as error:
+        fields = "\n".join(f"{'.'.join(map(str, item['loc'][1:]))}: {item['msg']}" for item in error.errors())
+        raise EnginefarmError(Reason.STACK_INVALID, "the stack file is wrong", where=str(path), why=fields) from error
+    except FileNotFoundError as error:
+        raise EnginefarmError(
+            Reason.STACK_INVALID, f"{LOCK_NAME} is missing", where=str(path.parent), fix="run scripts/update-locks.py"
+        ) from error
+    if spec.name != path.parent.name:
+        raise EnginefarmError(
+            Reason.STACK_INVALID, f"name is {spec.name!r} but the folder is {path.parent.name!r}", where=str(path)
+        )
+    return Stack(folder=path.parent, spec=spec, lock=lock)
