@@ -1,0 +1,67 @@
+"""The command `enginefarm`: a table of commands, each imported only when it runs, so that --help costs nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from builder import __version__
+
+COMMANDS: dict[str, str] = {
+    "build": "Build and prove the engines of a target.",
+    "plan": "List the jobs of a selection and what is refused.",
+    "ls": "List the engines of the store.",
+    "show": "Show what an engine is and what was proved.",
+    "explain": "Say why two engines have different keys.",
+    "export": "Write engines as plain files for trtexec or Triton.",
+    "verify-store": "Check every file of the store against its digest.",
+    "reproduce": "Rebuild an engine and compare it byte for byte.",
+    "schema": "Write the generated schemas and pages, or check them.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows the names and summaries of its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Return the names in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        """Import the module of one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"builder.cli.{cmd_name.replace('-', '_')}")
+        command = module.command
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the table; click's own version would import every command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="enginefarm")
+def cli(debug: bool) -> None:  # noqa: ARG001, FBT001 - the boundary reads the flag
+    """Build TensorRT engines from recipes, prove them, and keep them with a manifest.
+
+    Data goes to standard output, everything else to standard error. Every command that a script would read takes
+    --json. Files lie under $ENGINEFARM_HOME (default: ~/.cache/enginefarm).
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors become messages here and nowhere else."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        result = cli.main(arguments, prog_name="enginefarm", standalone_mode=False)
+    except (Exception, KeyboardInterrupt) as error:  # the one boundary
+        from builder.cli.boundary import report  # noqa: PLC0415 - not needed when nothing fails
+
+        return report(error, arguments)
+    return result if isinstance(result, int) else 0
