@@ -22,7 +22,7 @@ Shape = list[Dim]
 class Strict(BaseModel):
     """Unknown keys are mistakes; a recipe never changes after it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
 
 
 class Precision(str, Enum):
