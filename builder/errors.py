@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -273,6 +274,14 @@ class Reason(Enum):
         "601", "not-reproducible", ExitCode.NOT_REPRODUCIBLE, "the rebuild differs", "see what differs first"
     )
 
+    INPUTS_CHANGED = _info(
+        "602",
+        "inputs-changed",
+        ExitCode.REFUSED,
+        "the recipe, a lock or the worker has changed since the engine was built",
+        "build the job again, then reproduce it",
+    )
+
     INTERRUPTED = _info(
         "901", "interrupted", ExitCode.INTERRUPTED, "stopped by the user", "run the same command again to go on"
     )
@@ -314,6 +323,7 @@ class EnginefarmError(Exception):
         self.where = where
         self.why = why
         self.fix = fix if fix is not None else reason.value.fix
+        self.log: Path | None = None
 
     @property
     def exit_code(self) -> ExitCode:
@@ -342,6 +352,7 @@ class EnginefarmError(Exception):
             "where": self.where,
             "why": self.why,
             "fix": self.fix,
+            "log": str(self.log) if self.log else None,
         }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from builder.plan import Job
-from builder.recipe import PretrainedWeights, PythonSource, Recipe
+from builder.recipe import Precision, PretrainedWeights, PythonSource, Recipe
 from builder.stacks import Stack
 
 KEY_VERSION = 1
@@ -94,7 +94,7 @@ def engine_key(job: Job, recipe: Recipe, onnx: Mapping[str, str], runtime: Runti
     here all the same, so that a later stack cannot forget one.
     """
     build = runtime.stack.build
-    settings = recipe.precisions[job.precision]  # type: ignore[index]  # a str enum is found by its value
+    settings = recipe.precisions[Precision(job.precision)]
     return make_key(
         "engine",
         {
@@ -125,13 +125,14 @@ def engine_key(job: Job, recipe: Recipe, onnx: Mapping[str, str], runtime: Runti
     )
 
 
-def proof_key(job: Job, recipe: Recipe, engine: Key, worker_sha256: str) -> Key:
-    """Key of the verdict: the engine's key, the job's name and what verification uses."""
-    settings = recipe.precisions[job.precision]  # type: ignore[index]  # a str enum is found by its value
+def proof_key(job: Job, recipe: Recipe, engine: Key, worker_sha256: str, *, verified: bool) -> Key:
+    """Key of the verdict: the engine's key, the job's name and what verification uses, or that it was left out."""
+    settings = recipe.precisions[Precision(job.precision)]
     return make_key(
         "proof",
         {
             "engine": engine.sha256,
+            "verified": verified,
             "job": job.id,
             "target": job.target,
             "recipe": {

@@ -34,6 +34,7 @@ class _StackFile(BaseModel):
     platform: str
     python: list[str] = Field(min_length=1)
     confirmed: bool
+    installed_mib: int = Field(ge=0)
     default: bool = False
     extra_index: str | None = None
 

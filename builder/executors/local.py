@@ -1,0 +1,70 @@
+"""Runs stages as processes of this machine, each in its stack's own Python environment."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import builder
+from builder import environments, process
+from builder.environments import Environment
+from builder.errors import EnginefarmError, Reason
+from builder.key import Runtime
+from builder.project import Home
+from builder.stacks import Stack
+from builder.stage import StageRequest, StageResult, collect, lay_out
+
+_SOURCE = Path(builder.__file__).parent.parent
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
+
+
+class LocalExecutor:
+    """One environment per stack, made on first use unless installing is off."""
+
+    def __init__(self, home: Home, install: bool, cancel: threading.Event) -> None:  # noqa: FBT001
+        self._home = home
+        self._install = install
+        self._cancel = cancel
+        self._located: dict[str, Environment] = {}
+
+    def runtime(self, stack: Stack) -> Runtime:
+        """Name the stack's packages for the Python that its environment would have."""
+        return Runtime(stack=stack, python=self._environment(stack).base.version)
+
+    def ready(self, stack: Stack) -> bool:
+        """Say whether the environment is installed."""
+        return self._environment(stack).installed
+
+    def prepare(self, stack: Stack, log: Path) -> None:
+        """Install the stack's environment.
+
+        Raises:
+            EnginefarmError: ENVIRONMENT_MISSING when installing is off, INSTALL_FAILED.
+
+        """
+        environment = self._environment(stack)
+        if environment.installed:
+            return
+        if not self._install:
+            raise EnginefarmError(Reason.ENVIRONMENT_MISSING, f"stack {stack.name} is not installed")
+        environments.install(environment, self._home, log, self._cancel)
+
+    def run(self, stack: Stack, request: StageRequest) -> StageResult:
+        """Run one stage as a process; its folder is the working folder, its own HOME and TMPDIR lie inside."""
+        lay_out(request)
+        scratch = request.folder / "tmp"
+        scratch.mkdir()
+        env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        env |= {"PYTHONPATH": str(_SOURCE), "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
+        env |= {"HOME": str(scratch), "TMPDIR": str(scratch)}
+        argv = [str(self._environment(stack).python), "-m", "builder.worker", str(request.folder)]
+        outcome = process.run(
+            argv, cwd=request.folder, env=env, log=request.log, timeout_s=request.timeout_s, cancel=self._cancel
+        )
+        return collect(request, outcome)
+
+    def _environment(self, stack: Stack) -> Environment:
+        if stack.name not in self._located:
+            self._located[stack.name] = environments.locate(stack, self._home)
+        return self._located[stack.name]

@@ -1,0 +1,222 @@
+"""One job from key to stored engine: lower, build, examine, verify, manifest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.errors import EnginefarmError, Reason
+from builder.events import JobOutcome, Note, Status
+from builder.fetch import Fetcher
+from builder.key import Key, Runtime, canonical, engine_key, profiles_document, proof_key
+from builder.locks import named_lock
+from builder.manifest import Manifest, load_manifest
+from builder.models import Models, OnnxModel, inputs_document
+from builder.plan import Job
+from builder.recipe import Precision, Recipe
+from builder.record import Evidence, make_manifest
+from builder.stage import StageResult
+from builder.stage_runner import StageRunner, Subject
+from builder.store import Entry, Store
+from builder.worker_source import ENGINE_STAGES, PROOF_STAGES, worker_sha256
+
+ENGINE, MANIFEST, KEY, PROOF = "model.plan", "manifest.json", "key.json", "proof.json"
+PROOF_ANNOTATION = "org.enginefarm.proof"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """The keys of a job: what its engine depends on, what its full proof depends on besides, and the proof left out."""
+
+    engine: Key
+    proved: Key
+    unproved: Key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What the stages of one job work on."""
+
+    job: Job
+    recipe: Recipe
+    runtime: Runtime
+    model: OnnxModel
+    samples: Mapping[str, Path]
+
+    @property
+    def subject(self) -> Subject:
+        """Who the stages work for."""
+        stack = self.runtime.stack
+        return Subject(label=self.job.id, recipe=self.recipe.name, precision=self.job.precision, stack=stack)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRunner:
+    """Makes engines. `verify` off leaves the proof out, and the manifest says so."""
+
+    store: Store
+    models: Models
+    fetcher: Fetcher
+    stages: StageRunner
+    verify: bool
+
+    def run(self, job: Job, recipe: Recipe, runtime: Runtime) -> JobOutcome:
+        """Make the job's engine, or find what another process has made meanwhile. Refusals end up in the outcome."""
+        started = time.monotonic()
+        try:
+            model = self.models.obtain(recipe, self.fetcher, self.stages)
+            work = Work(
+                job=job, recipe=recipe, runtime=runtime, model=model, samples=self.models.sample_files(recipe)
+            )
+            keys = make_keys(job, recipe, model.identity, runtime)
+            with named_lock(self.models.home, f"engine-{keys.engine.sha256}", self.stages.cancel, self._on_wait(job)):
+                return self._make(work, keys, started)
+        except EnginefarmError as error:
+            status = Status.CANCELLED if error.reason is Reason.INTERRUPTED else Status.FAILED
+            seconds = time.monotonic() - started
+            return JobOutcome(job=job.id, status=status, seconds=seconds, error=error, log=error.log)
+        finally:
+            self.stages.workspace.done_with(job.id)
+
+    def _make(self, work: Work, keys: Keys, started: float) -> JobOutcome:
+        found = find_proved(self.store, keys, verify=self.verify)
+        if found is not None:
+            return _outcome(work.job, Status.REUSED, started, read_manifest(self.store, found), {})
+        known = find_engine(self.store, keys)
+        before = read_manifest(self.store, known) if known is not None else None
+        results = run_stages(self.stages, work, verify=self.verify, known=before)
+        engine = self.store.files(known)[ENGINE].path if known is not None else results["build"].outputs["engine"]
+        proof = keys.proved if self.verify else keys.unproved
+        manifest = make_manifest(
+            Evidence(
+                job=work.job,
+                recipe=work.recipe,
+                runtime=work.runtime,
+                model=work.model,
+                engine_key=keys.engine,
+                proof_key=proof,
+                engine=engine,
+                results=results,
+                before=before,
+            )
+        )
+        save(self.store, manifest, engine, keys.engine, proof)
+        status = Status.BUILT if known is None else Status.PROVED
+        return _outcome(work.job, status, started, manifest, {name: item.seconds for name, item in results.items()})
+
+    def _on_wait(self, job: Job) -> Callable[[], None]:
+        text = "another enginefarm is building the same engine: waiting for it"
+        return lambda: self.stages.listen(Note(subject=job.id, text=text))
+
+
+def make_keys(job: Job, recipe: Recipe, onnx: Mapping[str, str], runtime: Runtime) -> Keys:
+    """Compute the keys of a job whose ONNX model is known."""
+    family = runtime.stack.build.family
+    engine = engine_key(job, recipe, onnx, runtime, worker_sha256(ENGINE_STAGES, family))
+    worker = worker_sha256(PROOF_STAGES, family)
+    return Keys(
+        engine=engine,
+        proved=proof_key(job, recipe, engine, worker, verified=True),
+        unproved=proof_key(job, recipe, engine, worker, verified=False),
+    )
+
+
+def find_proved(store: Store, keys: Keys, *, verify: bool) -> Entry | None:
+    """Find an intact engine with the proof asked for; a full proof serves those who asked for none, too."""
+    wanted = [keys.proved.sha256] if verify else [keys.proved.sha256, keys.unproved.sha256]
+    for proof in wanted:
+        for entry in store.find("engine", keys.engine.sha256):
+            if entry.annotations.get(PROOF_ANNOTATION) == proof and _intact(store, entry):
+                return entry
+    return None
+
+
+def find_engine(store: Store, keys: Keys) -> Entry | None:
+    """Find an intact engine whose bytes fit, whatever its proof."""
+    return next((entry for entry in store.find("engine", keys.engine.sha256) if _intact(store, entry)), None)
+
+
+def read_manifest(store: Store, entry: Entry) -> Manifest:
+    """Read the manifest of an engine.
+
+    Raises:
+        EnginefarmError: MANIFEST_INVALID, STORE_CORRUPT.
+
+    """
+    return load_manifest(store.read(entry, MANIFEST), f"{entry.name} in the store")
+
+
+def save(store: Store, manifest: Manifest, engine: Path, key: Key, proof: Key) -> Entry:
+    """Put an engine with its manifest and key documents into the store; it takes the place of the job's entry for this key."""
+    older = [entry for entry in store.find("engine", key.sha256) if entry.name == manifest.job]
+    files: dict[str, Path | bytes] = {
+        ENGINE: engine,
+        MANIFEST: manifest.to_json().encode(),
+        KEY: canonical(key.document),
+        PROOF: canonical(proof.document),
+    }
+    added = store.add(
+        kind="engine", key=key.sha256, name=manifest.job, files=files, annotations={PROOF_ANNOTATION: proof.sha256}
+    )
+    for entry in older:
+        if entry.digest != added.digest:
+            store.remove(entry)
+    return added
+
+
+def run_stages(stages: StageRunner, work: Work, *, verify: bool, known: Manifest | None) -> dict[str, StageResult]:
+    """Run the stages of a job in order; `known` is the manifest of an engine that need not be built again.
+
+    Raises:
+        EnginefarmError: as `StageRunner.run`.
+
+    """
+    subject, recipe = work.subject, work.recipe
+    settings = recipe.precisions[Precision(work.job.precision)]
+    stack = work.runtime.stack.build
+    common = {"precision": work.job.precision, "profiles": profiles_document(recipe)}
+    keep = {"keep_fp32": settings.keep_fp32.model_dump(mode="json")}
+    machine = {"family": stack.family, "import_name": stack.import_name, "sms": list(work.job.sms)}
+    building = {**common, **machine, "options": recipe.build.model_dump(mode="json")}
+
+    results = {"lower": stages.run(subject, "lower", work.model.inputs("model", "external"), {**common, **keep})}
+    lowered = dict(results["lower"].outputs)
+    if known is None:
+        results["build"] = stages.run(subject, "build", lowered, building)
+    results["examine"] = stages.run(subject, "examine", lowered, {**building, **keep})
+    if verify:
+        profiles = known.engine.profiles if known is not None else results["build"].data["profiles"]
+        params = {
+            **common,
+            "inputs": inputs_document(recipe),
+            "tolerance": settings.tolerance.model_dump(mode="json", exclude_none=True),
+            "engine_profiles": profiles,
+        }
+        inputs = {**work.model.inputs("model", "external", "reference"), **lowered, **work.samples}
+        results["verify"] = stages.run(subject, "verify", inputs, params)
+    return results
+
+
+def _intact(store: Store, entry: Entry) -> bool:
+    try:
+        store.check(entry)
+    except EnginefarmError as error:
+        if error.reason is not Reason.STORE_CORRUPT:
+            raise
+        store.quarantine(entry)
+        return False
+    return True
+
+
+def _outcome(
+    job: Job, status: Status, started: float, manifest: Manifest, stage_seconds: dict[str, float]
+) -> JobOutcome:
+    return JobOutcome(
+        job=job.id,
+        status=status,
+        seconds=time.monotonic() - started,
+        manifest=manifest,
+        stage_seconds=stage_seconds,
+    )

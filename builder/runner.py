@@ -1,0 +1,238 @@
+"""Executes a plan: what is in the store is reused, the rest is exported, built and proved, several at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from builder import host, preflight
+from builder.errors import EnginefarmError, Reason
+from builder.events import JobFinished, JobOutcome, Listener, RunStarted, Status, StepFinished, StepStarted
+from builder.executors import EXECUTORS, Executor
+from builder.fetch import Fetcher
+from builder.jobs import JobRunner, find_proved, make_keys, read_manifest
+from builder.journal import Journal
+from builder.models import Models
+from builder.plan import Catalogue, Job, Plan
+from builder.project import Home, Project
+from builder.recipe import Recipe
+from builder.schedule import Task, run_tasks
+from builder.stacks import Stack, load_stacks
+from builder.stage_runner import StageRunner
+from builder.store import Store
+from builder.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to execute. `jobs` null: one per processor."""
+
+    jobs: int | None = None
+    install: bool = True
+    verify: bool = True
+    timeout_s: float = 3600.0
+    keep_work: bool = False
+    executor: str = "local"
+
+    @property
+    def parallel(self) -> int:
+        """Jobs at once."""
+        return self.jobs if self.jobs is not None else host.processors()
+
+
+def run(  # noqa: PLR0913  # the parts of a run
+    plan: Plan,
+    catalogue: Catalogue,
+    project: Project,
+    home: Home,
+    settings: Settings,
+    listen: Listener,
+    cancel: threading.Event,
+) -> tuple[JobOutcome, ...]:
+    """Execute all jobs of a plan, in plan order of outcomes. A failed job does not stop the others.
+
+    Raises:
+        EnginefarmError: what stands against starting at all: DISK_FULL, PYTHON_MISSING, ENVIRONMENT_MISSING,
+            STORE_READ_ONLY, STORE_FOREIGN.
+
+    """
+    execution = Execution(
+        plan=plan, recipes=catalogue.recipes, project=project, home=home, settings=settings, listen=listen, cancel=cancel
+    )
+    return execution.run()
+
+
+@dataclass(slots=True, kw_only=True)
+class Execution:
+    """The state of one run."""
+
+    plan: Plan
+    recipes: Mapping[str, Recipe]
+    project: Project
+    home: Home
+    settings: Settings
+    listen: Listener
+    cancel: threading.Event
+    store: Store = field(init=False)
+    stacks: dict[str, Stack] = field(init=False)
+    executor: Executor = field(init=False)
+    models: Models = field(init=False)
+    journal: Journal = field(init=False)
+    outcomes: dict[str, JobOutcome] = field(default_factory=dict)
+    broken: dict[str, EnginefarmError] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Open the parts; nothing is written yet."""
+        self.store = Store(self.home.store)
+        self.stacks = load_stacks(self.project.images)
+        self.executor = EXECUTORS[self.settings.executor](self.home, self.settings.install, self.cancel)
+        self.models = Models(
+            project=self.project, home=self.home, store=self.store, executor=self.executor, stacks=self.stacks
+        )
+        self.journal = Journal(self.home.journal)
+
+    def run(self) -> tuple[JobOutcome, ...]:
+        """Reuse, then make the rest."""
+        self.listen(RunStarted(jobs=tuple(job.id for job in self.plan.jobs), parallel=self.settings.parallel))
+        with ThreadPoolExecutor(max_workers=host.processors()) as pool:
+            reused = list(pool.map(self._reuse, self.plan.jobs))
+        for outcome in reused:
+            if outcome is not None:
+                self._finish(outcome)
+        missing = [job for job in self.plan.jobs if job.id not in self.outcomes]
+        if missing:
+            self._make(missing)
+        return tuple(self.outcomes[job.id] for job in self.plan.jobs)
+
+    def _reuse(self, job: Job) -> JobOutcome | None:
+        started = time.monotonic()
+        recipe = self.recipes[job.recipe]
+        try:
+            onnx = self.models.identity(recipe)
+            if onnx is None:
+                return None
+            keys = make_keys(job, recipe, onnx, self.executor.runtime(self.stacks[job.stack]))
+            entry = find_proved(self.store, keys, verify=self.settings.verify)
+            if entry is None:
+                return None
+            manifest = read_manifest(self.store, entry)
+        except EnginefarmError as error:
+            if error.reason is Reason.MANIFEST_INVALID:
+                return None
+            return JobOutcome(job=job.id, status=Status.FAILED, seconds=time.monotonic() - started, error=error)
+        return JobOutcome(job=job.id, status=Status.REUSED, seconds=time.monotonic() - started, manifest=manifest)
+
+    def _make(self, jobs: list[Job]) -> None:
+        self._check_disk(jobs)
+        self.store.ensure_writable()
+        with Workspace(self.home, keep=self.settings.keep_work) as workspace:
+            stages = StageRunner(
+                executor=self.executor,
+                workspace=workspace,
+                journal=self.journal,
+                listen=self.listen,
+                cancel=self.cancel,
+                timeout_s=self.settings.timeout_s,
+            )
+            runner = JobRunner(
+                store=self.store,
+                models=self.models,
+                fetcher=Fetcher(self.home, self.cancel),
+                stages=stages,
+                verify=self.settings.verify,
+            )
+            run_tasks(self._tasks(jobs, runner), self.settings.parallel, host.available_memory_bytes(), self.cancel)
+        for job in jobs:
+            if job.id not in self.outcomes:
+                error = EnginefarmError(Reason.INTERRUPTED, "stopped before it began")
+                self._finish(JobOutcome(job=job.id, status=Status.CANCELLED, seconds=0.0, error=error))
+
+    def _tasks(self, jobs: list[Job], runner: JobRunner) -> list[Task]:
+        recipes = [self.recipes[name] for name in dict.fromkeys(job.recipe for job in jobs)]
+        exported = [recipe for recipe in recipes if self._to_export(recipe)]
+        stacks = [self.stacks[name] for name in dict.fromkeys(job.stack for job in jobs)]
+        if exported:
+            stacks.insert(0, self.models.export_stack())
+        unready = {stack.name for stack in stacks if not self.executor.ready(stack)}
+        tasks = [self._prepare_task(stack) for stack in stacks if stack.name in unready]
+        tasks += [self._model_task(recipe, runner, unready) for recipe in exported]
+        return tasks + [self._job_task(job, runner, unready, {recipe.name for recipe in exported}) for job in jobs]
+
+    def _prepare_task(self, stack: Stack) -> Task:
+        def prepare() -> None:
+            subject = f"stack {stack.name}"
+            expected = self.journal.expected_seconds("-", "-", stack.name, "install")
+            self.listen(StepStarted(subject=subject, step="install", expected_s=expected))
+            started = time.monotonic()
+            try:
+                self.executor.prepare(stack, self.home.logs / f"install-{stack.name}.log")
+            except EnginefarmError as error:
+                self.broken[subject] = error
+            finally:
+                seconds = time.monotonic() - started
+                self.listen(StepFinished(subject=subject, step="install", seconds=seconds, ok=subject not in self.broken))
+
+        return Task(name=f"stack {stack.name}", needs=frozenset(), memory_bytes=0, run=prepare)
+
+    def _model_task(self, recipe: Recipe, runner: JobRunner, unready: set[str]) -> Task:
+        stack = self.models.export_stack()
+
+        def make() -> None:
+            try:
+                self._raise_broken(f"stack {stack.name}")
+                self.models.obtain(recipe, runner.fetcher, runner.stages)
+            except EnginefarmError as error:
+                self.broken[f"export {recipe.name}"] = error
+
+        memory = preflight.export_memory_bytes(self.journal.expected_rss(recipe.name, "-", stack.name, "export"))
+        needs = frozenset({f"stack {stack.name}"} if stack.name in unready else ())
+        return Task(name=f"export {recipe.name}", needs=needs, memory_bytes=memory, run=make)
+
+    def _job_task(self, job: Job, runner: JobRunner, unready: set[str], exported: set[str]) -> Task:
+        stack = self.stacks[job.stack]
+        needed = [f"stack {job.stack}"] if job.stack in unready else []
+        needed += [f"export {job.recipe}"] if job.recipe in exported else []
+
+        def make() -> None:
+            try:
+                for name in needed:
+                    self._raise_broken(name)
+            except EnginefarmError as error:
+                status = Status.CANCELLED if error.reason is Reason.INTERRUPTED else Status.FAILED
+                self._finish(JobOutcome(job=job.id, status=status, seconds=0.0, error=error, log=error.log))
+                return
+            self._finish(runner.run(job, self.recipes[job.recipe], self.executor.runtime(stack)))
+
+        seen = [self.journal.expected_rss(job.recipe, job.precision, job.stack, stage) for stage in ("build", "verify")]
+        memory = preflight.job_memory_bytes(self._model_bytes(job), max((rss or 0 for rss in seen), default=0))
+        return Task(name=job.id, needs=frozenset(needed), memory_bytes=memory, run=make)
+
+    def _raise_broken(self, name: str) -> None:
+        if name in self.broken:
+            raise self.broken[name]
+
+    def _finish(self, outcome: JobOutcome) -> None:
+        self.outcomes[outcome.job] = outcome
+        self.listen(JobFinished(outcome=outcome))
+
+    def _to_export(self, recipe: Recipe) -> bool:
+        return self.models.exports(recipe) and self.models.identity(recipe) is None
+
+    def _model_bytes(self, job: Job) -> int | None:
+        entries = self.store.find("onnx", self.models.key(self.recipes[job.recipe]).sha256)
+        return sum(blob.size for blob in self.store.files(entries[0]).values()) if entries else None
+
+    def _check_disk(self, jobs: list[Job]) -> None:
+        exporting = any(self._to_export(self.recipes[job.recipe]) for job in jobs)
+        names = dict.fromkeys([*(["export"] if exporting else []), *(job.stack for job in jobs)])
+        install = [
+            self.stacks[name].spec.installed_mib * preflight.MIB
+            for name in names
+            if not self.executor.ready(self.stacks[name])
+        ]
+        needed = preflight.disk_bytes([self._model_bytes(job) for job in jobs], install)
+        preflight.check_disk(needed, host.free_disk_bytes(self.home.root), self.home.root)
+
