@@ -6,6 +6,7 @@ import importlib
 import time
 from typing import TYPE_CHECKING, Any
 
+from .. import addresses
 from ..protocol import StageFailure
 from . import layers as network_layers
 from . import session
@@ -24,9 +25,15 @@ def build(request: Request, model: str, engine: str) -> dict[str, Any]:
             profile-invalid, out-of-memory or build-failed.
 
     """
+    # Imported here: the paths that an import allocates would shift the heap of the build.
     trt = importlib.import_module(request.import_name)
     capabilities = _capabilities(trt, request.sms)
     _refuse_options(request.options)
+    facts: dict[str, Any] = addresses.in_fresh_heap(_build, trt, request, capabilities, model, engine)
+    return {"tensorrt": trt.__version__, "sms": request.sms, "addresses_fixed": addresses.are_fixed(), **facts}
+
+
+def _build(trt: Any, request: Request, capabilities: list[Any], model: str, engine: str) -> dict[str, Any]:
     log = session.Log(trt)
     builder = trt.Builder(log.logger)
     network = session.parse(trt, builder, log, model, _strongly_typed(trt))
@@ -43,9 +50,7 @@ def build(request: Request, model: str, engine: str) -> dict[str, Any]:
     with open(engine, "wb") as file:
         file.write(serialized)
     return {
-        "tensorrt": trt.__version__,
         "flags": flags,
-        "sms": request.sms,
         "inputs": [item.as_json() for item in inputs],
         "outputs": outputs,
         "profiles": profiles,

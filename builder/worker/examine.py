@@ -1,0 +1,124 @@
+"""Stage examine: what precision do the layers really compute in? Read from TensorRT's own network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .protocol import Outcome, StageFailure
+from .trt import adapter, read_request
+
+if TYPE_CHECKING:
+    from .protocol import Job
+    from .trt import Layer
+
+# Precision asked for to the type that its layers must have.
+WANTED = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
+# They move, make or convert values and compute with none.
+MOVES = frozenset(
+    "CAST CONSTANT IDENTITY SHAPE SHUFFLE SLICE CONCATENATION GATHER SQUEEZE UNSQUEEZE SCATTER PADDING "
+    "CONDITION CONDITIONAL_INPUT CONDITIONAL_OUTPUT TRIP_LIMIT ITERATOR RECURRENCE LOOP_OUTPUT ASSERTION "
+    "QUANTIZE DEQUANTIZE DYNAMIC_QUANTIZE NON_ZERO ONE_HOT REVERSE_SEQUENCE".split()
+)
+# Below this share of the work in the precision asked for, the engine is not what it is called.
+ENOUGH = 0.5
+
+
+class Share(NamedTuple):
+    """How much of the work runs in the precision asked for."""
+
+    value: float
+    basis: str
+
+
+def run(job: Job) -> Outcome:
+    """Compare the precision asked for with the types of the layers.
+
+    `mixed` is no failure by itself: nodes kept in FP32 on purpose, and layers that the model brings in another type,
+    are listed and stay. Only FP32 that nobody asked for in an FP16 or BF16 engine fails.
+
+    Raises:
+        StageFailure: precision-silent-fp32, naming the layers; op-unsupported or model-invalid.
+
+    """
+    request = read_request(job)
+    layers = adapter(request.family).layers(request, job.inputs["lowered"])
+    data = examine(layers, job.precision, _allowed(job))
+    if data["silent_fp32"] or (job.precision in ("fp16", "bf16") and data["share"] < ENOUGH and not data["kept_fp32"]):
+        raise _silent(data)
+    return Outcome({}, data)
+
+
+def _allowed(job: Job) -> set[str]:
+    """Nodes that may run in FP32: those of the recipe and those that the lower stage reported."""
+    asked = job.params.get("keep_fp32", {})
+    return {*asked.get("nodes", []), *job.params.get("kept_fp32", [])}
+
+
+def examine(layers: list[Layer], precision: str, allowed: set[str]) -> dict[str, Any]:
+    """Judge a network's layers; `allowed` holds the ONNX nodes that may compute in FP32."""
+    wanted = WANTED[precision]
+    computing = compute_layers(layers)
+    in_wanted = [layer for layer in computing if _type(layer) == wanted]
+    in_fp32 = [layer for layer in computing if _type(layer) == "FLOAT"]
+    kept = [layer for layer in in_fp32 if layer.node in allowed] if wanted != "FLOAT" else []
+    silent = [layer for layer in in_fp32 if layer.node not in allowed] if wanted != "FLOAT" else []
+    share = _share(in_wanted, computing)
+    others = [layer for layer in computing if _type(layer) not in (wanted, "FLOAT")]
+    return {
+        "source": "network",
+        "requested": precision,
+        "realised": _realised(computing, precision),
+        "layers": len(layers),
+        "by_type": dict(Counter(_type(layer) for layer in layers)),
+        "compute_layers": len(computing),
+        "compute_in_requested": len(in_wanted),
+        "share": share.value,
+        "share_basis": share.basis,
+        "kept_fp32": [layer.name for layer in kept],
+        "silent_fp32": [layer.name for layer in silent],
+        "other_types": [{"layer": layer.name, "type": _type(layer)} for layer in others],
+    }
+
+
+def compute_layers(layers: list[Layer]) -> list[Layer]:
+    """Return the layers that multiply matrices; in a model without any, every layer that computes with floats."""
+    multiplying = [layer for layer in layers if layer.macs is not None and _type(layer) in NAMES]
+    return multiplying or [layer for layer in layers if layer.kind not in MOVES and _type(layer) in NAMES]
+
+
+def _type(layer: Layer) -> str:
+    """Type that a layer computes in: that of its first input, of its output where it has none."""
+    return (layer.inputs or layer.outputs or ["NONE"])[0]
+
+
+def _share(in_wanted: list[Layer], computing: list[Layer]) -> Share:
+    if not computing:
+        return Share(1.0, "count")
+    if all(layer.macs is not None and layer.macs >= 0 for layer in computing):
+        total = sum(layer.macs or 0 for layer in computing)
+        if total:
+            return Share(round(sum(layer.macs or 0 for layer in in_wanted) / total, 6), "macs")
+    return Share(round(len(in_wanted) / len(computing), 6), "count")
+
+
+def _realised(computing: list[Layer], precision: str) -> str:
+    types = {_type(layer) for layer in computing}
+    if not types or types == {WANTED[precision]}:
+        return precision
+    return NAMES[types.pop()] if len(types) == 1 else "mixed"
+
+
+def _silent(data: dict[str, Any]) -> StageFailure:
+    silent, precision = data["silent_fp32"], data["requested"]
+    percent = round(100 * data["share"], 1)
+    return StageFailure(
+        "precision-silent-fp32",
+        f"{len(silent)} layers of the {precision} engine compute in FP32"
+        if silent
+        else f"only {percent} % of the {precision} engine's work is in {precision}",
+        why=f"{percent} % of the work is in {precision}; in FP32: {', '.join(silent) or 'none'}",
+        fix="name the nodes in keep_fp32 if that is meant, else correct the lowering",
+        details=data,
+    )
