@@ -7,10 +7,13 @@ import platform
 import shutil
 from pathlib import Path
 
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+
 
 def available_memory_bytes() -> int:
     """Memory that a new process could take without swapping, within the limit of this control group."""
-    values = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+    values = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="utf-8").splitlines())
     available = int(values["MemAvailable"].split()[0]) * 1024
     return min(available, _cgroup_room(available))
 
@@ -38,8 +41,13 @@ def description() -> dict[str, str]:
 
 def _cgroup_room(otherwise: int) -> int:
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
+        limit = (_CGROUP / "memory.max").read_text(encoding="utf-8").strip()
+        used = int((_CGROUP / "memory.current").read_text(encoding="utf-8"))
+        stat = (_CGROUP / "memory.stat").read_text(encoding="utf-8")
     except (OSError, ValueError):
         return otherwise
-    return otherwise if limit == "max" else max(int(limit) - used, 0)
+    if limit == "max":
+        return otherwise
+    # files read lately count as used, but the kernel drops them when a process asks for memory
+    cached = next((int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file ")), 0)
+    return max(int(limit) - used + cached, 0)

@@ -24,27 +24,39 @@ def run_tasks(tasks: Sequence[Task], parallel: int, memory_bytes: int, cancel: t
     """Run all tasks; in the given order where they could start at once.
 
     A task waits while the estimates of the running ones and its own exceed the budget, but never when nothing else
-    runs. Once `cancel` is set no task starts; the running ones are waited for.
+    runs. A smaller task overtakes one that waits for memory. Once `cancel` is set no task starts; the running ones are
+    waited for. A task that raises all the same is a bug: `cancel` is set, and the exception comes out when the others
+    have stopped.
 
     Raises:
-        ValueError: a task needs a name that no task has, or tasks need each other in a circle.
+        ValueError: a task needs a name that no task has, two have one name, or tasks need each other in a circle.
 
     """
     _check(tasks)
-    waiting = list(tasks)
+    with ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="job") as pool:
+        try:
+            _run(pool, list(tasks), parallel, memory_bytes, cancel)
+        except BaseException:
+            # leaving the pool waits for the running tasks: they are told to stop
+            cancel.set()
+            raise
+
+
+def _run(
+    pool: ThreadPoolExecutor, waiting: list[Task], parallel: int, memory_bytes: int, cancel: threading.Event
+) -> None:
     done: set[str] = set()
     running: dict[Future[None], Task] = {}
-    with ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="job") as pool:
-        while waiting or running:
-            if not cancel.is_set():
-                for task in _startable(waiting, done, list(running.values()), parallel, memory_bytes):
-                    waiting.remove(task)
-                    running[pool.submit(task.run)] = task
-            elif not running:
-                return
-            for future in wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
-                done.add(running.pop(future).name)
-                future.result()
+    while waiting or running:
+        if not cancel.is_set():
+            for task in _startable(waiting, done, list(running.values()), parallel, memory_bytes):
+                waiting.remove(task)
+                running[pool.submit(task.run)] = task
+        elif not running:
+            return
+        for future in wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED).done:
+            done.add(running.pop(future).name)
+            future.result()
 
 
 def _startable(
@@ -66,6 +78,10 @@ def _startable(
 
 def _check(tasks: Sequence[Task]) -> None:
     names = {task.name for task in tasks}
+    if len(names) < len(tasks):
+        twice = sorted({name for name in names if sum(task.name == name for task in tasks) > 1})
+        msg = f"two tasks are named {', '.join(twice)}"
+        raise ValueError(msg)
     settled: set[str] = set()
     rest = list(tasks)
     while rest:

@@ -15,6 +15,7 @@ from typing_extensions import Self
 from builder.project import Home
 
 _LOCK = ".lock"
+_RUN = "run-"
 
 
 class Workspace:
@@ -33,7 +34,7 @@ class Workspace:
         # sweeping and creating exclude one another: a new folder has no lock for an instant
         with FileLock(self._home.locks / "work.lock"):
             _sweep(self._home.work)
-            self._folder = Path(tempfile.mkdtemp(prefix="run-", dir=self._home.work))
+            self._folder = Path(tempfile.mkdtemp(prefix="kept-" if self._keep else _RUN, dir=self._home.work))
             self._lock = FileLock(self._folder / _LOCK)
             self._lock.acquire()
         return self
@@ -42,10 +43,10 @@ class Workspace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the folder unless it is to be kept."""
-        if self._lock is not None:
-            self._lock.release()
         if self._folder is not None and not self._keep:
             shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.release()
 
     @property
     def folder(self) -> Path:
@@ -77,7 +78,7 @@ class Workspace:
 
 
 def _sweep(work: Path) -> None:
-    for folder in work.glob("run-*"):
+    for folder in work.glob(f"{_RUN}*"):
         try:
             with FileLock(folder / _LOCK, timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
