@@ -1,0 +1,64 @@
+"""The OCI image layout as data: descriptors, manifests and the index. No file is touched here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+LAYOUT = {"imageLayoutVersion": "1.0.0"}
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+EMPTY = b"{}"
+TITLE = "org.opencontainers.image.title"
+REF_NAME = "org.opencontainers.image.ref.name"
+CREATED = "org.opencontainers.image.created"
+KIND = "org.enginefarm.kind"
+KEY = "org.enginefarm.key"
+
+_MEDIA_TYPES = {
+    "model.plan": "application/vnd.enginefarm.engine.v1",
+    "manifest.json": "application/vnd.enginefarm.manifest.v1+json",
+    "key.json": "application/vnd.enginefarm.key.v1+json",
+    "proof.json": "application/vnd.enginefarm.key.v1+json",
+    "model.onnx": "application/vnd.enginefarm.onnx.v1",
+}
+
+Document = dict[str, Any]
+
+
+def digest_of(content: bytes) -> str:
+    """Return the OCI digest of some bytes."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def descriptor(media_type: str, digest: str, size: int, annotations: Mapping[str, str] | None = None) -> Document:
+    """Describe a blob."""
+    document: Document = {"mediaType": media_type, "digest": digest, "size": size}
+    return document | ({"annotations": dict(annotations)} if annotations else {})
+
+
+def layer(title: str, digest: str, size: int) -> Document:
+    """Describe a file of an artifact by its title."""
+    media_type = _MEDIA_TYPES.get(title, "application/octet-stream")
+    return descriptor(media_type, digest, size, {TITLE: title})
+
+
+def manifest(kind: str, layers: list[Document]) -> bytes:
+    """Serialise an artifact manifest without a config of its own."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": f"application/vnd.enginefarm.{kind}.v1",
+        "config": descriptor(EMPTY_TYPE, digest_of(EMPTY), len(EMPTY)),
+        "layers": layers,
+    }
+    return json.dumps(document, indent=2, sort_keys=True).encode()
+
+
+def index(descriptors: list[Document]) -> bytes:
+    """Serialise index.json."""
+    document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors}
+    return json.dumps(document, indent=1, sort_keys=True).encode()
