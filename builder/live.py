@@ -13,7 +13,7 @@ from rich.text import Text
 from typing_extensions import Self
 
 from builder.console import STATUS_STYLE, STOPPING, event_text
-from builder.events import Event, RunStarted, Status, StepFinished, StepStarted
+from builder.events import Event, RunStarted, StepFinished, StepStarted
 from builder.progress import Progress, RunningStep
 from builder.report.table import Paint
 from builder.report.units import duration
@@ -34,6 +34,7 @@ class LiveConsole:
         self._terminal = terminal
         self._progress = Progress(expected_s=expected_s)
         self._lock = threading.Lock()
+        self._beginning = threading.Lock()
         self._stopping = False
         colours = "standard" if terminal.colour else None
         self._console = RichConsole(file=terminal.stream, force_terminal=True, color_system=colours, highlight=False)
@@ -52,19 +53,9 @@ class LiveConsole:
         """Take an event in; a line above the display where it deserves one."""
         with self._lock:
             self._progress.apply(event, time.monotonic())
-            starts = isinstance(event, StepStarted) and self._live is None
-            if starts:
-                self._live = Live(
-                    console=self._console,
-                    get_renderable=self._render,
-                    refresh_per_second=_FRAMES_PER_SECOND,
-                    transient=True,
-                    redirect_stdout=False,
-                    redirect_stderr=False,
-                )
         # Outside the lock: the display's own thread holds its lock while it asks for ours.
-        if starts and self._live is not None:
-            self._live.start()
+        if isinstance(event, StepStarted):
+            self._begin()
         if isinstance(event, RunStarted | StepStarted | StepFinished):
             return
         text = event_text(event, self._terminal)
@@ -74,6 +65,19 @@ class LiveConsole:
     def stopping(self) -> None:
         """Show at the next refresh that the run is being stopped."""
         self._stopping = True
+
+    def _begin(self) -> None:
+        with self._beginning:
+            if self._live is None:
+                self._live = Live(
+                    console=self._console,
+                    get_renderable=self._render,
+                    refresh_per_second=_FRAMES_PER_SECOND,
+                    transient=True,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
+                self._live.start()
 
     def _render(self) -> Text:
         with self._lock:
@@ -106,15 +110,18 @@ def _step_line(step: RunningStep, now: float, frame: str, room: int, bar: int, p
 
 def _total_line(progress: Progress, now: float, width: int, paint: Paint) -> str:
     total, done = len(progress.jobs), len(progress.outcomes)
-    counts = [
-        paint(f"{count} {status.value}", STATUS_STYLE[status])
-        for status in Status
-        if (count := progress.counts[status])
-    ]
+    bar = min(_BAR_WIDTH, width // 4)
+    counts = [(f"{count} {status.value}", STATUS_STYLE[status]) for status, count in progress.counts.items()]
+    parts = [(f"{done} of {total} jobs", ""), *counts]
     remaining = progress.remaining_s(now)
-    rest = f"about {duration(round(remaining))} left" if remaining is not None and remaining >= 1 else ""
-    drawn = _bar(done / total if total else None, min(_BAR_WIDTH, width // 4), paint)
-    return "  ".join(part for part in (drawn, f"{done} of {total} jobs", ", ".join(counts), rest) if part)
+    if remaining is not None and remaining >= 1:
+        parts.insert(1, (f"about {duration(round(remaining))} left", ""))
+    line, used = _bar(done / total if total else None, bar, paint), bar
+    for text, style in parts:
+        used += 2 + len(text)
+        if used <= width:
+            line += f"  {paint(text, style)}"
+    return line
 
 
 def _bar(share: float | None, width: int, paint: Paint) -> str:

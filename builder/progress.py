@@ -7,6 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from builder.events import Event, JobFinished, JobOutcome, RunStarted, Status, StepFinished, StepStarted
+from builder.journal import Journal
+from builder.plan import Plan
+
+_JOB_STAGES = ("lower", "build", "examine", "verify")
+
+
+def expected_job_seconds(plan: Plan, journal: Journal) -> dict[str, float]:
+    """Look up how long each job took before; jobs of which a stage was never timed are left out."""
+    expected = {}
+    for job in plan.jobs:
+        stages = [journal.expected_seconds(job.recipe, job.precision, job.stack, stage) for stage in _JOB_STAGES]
+        known = [seconds for seconds in stages if seconds is not None]
+        if len(known) == len(stages):
+            expected[job.id] = sum(known)
+    return expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

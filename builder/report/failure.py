@@ -25,6 +25,8 @@ def error_lines(error: EnginefarmError, width: int, paint: Callable[[str, str], 
     for label, text in (("why", error.why), ("fix", error.fix)):
         if text:
             lines += labelled(label, text, width, paint)
+    if error.log:
+        lines.append(f"  {paint('log:', 'cyan')} {error.log}")
     return lines
 
 

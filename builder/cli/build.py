@@ -1,0 +1,89 @@
+"""`enginefarm build`."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from builder import github
+from builder.cli import options
+from builder.cli.interrupt import stop_on_signals
+from builder.console import open_console
+from builder.executors import EXECUTORS
+from builder.journal import Journal
+from builder.plan import make_plan, require_jobs
+from builder.progress import expected_job_seconds
+from builder.project import find_home
+from builder.report.built import exit_code, failure_lines, outcome_lines, outcomes_json, summary_markdown, totals
+from builder.report.planned import refusal_lines
+from builder.runner import Settings, run
+from builder.selection import Selection, load_catalogue
+from builder.targets import load_targets
+
+
+@click.command("build")
+@options.selection
+@click.option("-j", "jobs", type=click.IntRange(min=1), help="Jobs at once [default: one per processor].")
+@click.option("--no-install", is_flag=True, help="Refuse instead of installing a stack's packages.")
+@click.option("--skip-verify", is_flag=True, help="Build without checking the numbers; the manifest says so.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0, show_default=True,
+              metavar="SECONDS", help="Limit for each stage.")  # fmt: skip
+@click.option("--keep-work", is_flag=True, help="Keep the folders of all stages.")
+@click.option("--executor", type=click.Choice(sorted(EXECUTORS)), default="local", show_default=True,
+              help="What runs the stages.")  # fmt: skip
+@options.as_json
+@options.project
+def command(  # noqa: PLR0913 - one parameter per option
+    *,
+    targets: tuple[str, ...],
+    recipes: tuple[str, ...],
+    stacks: tuple[str, ...],
+    precisions: tuple[str, ...],
+    jobs: int | None,
+    no_install: bool,
+    skip_verify: bool,
+    timeout: float,
+    keep_work: bool,
+    executor: str,
+    as_json: bool,
+    folder: Path | None,
+) -> int:
+    """Build and prove the engines of a target.
+
+    What the store has already is reused. A failed job does not stop the others.
+    """
+    if not targets:
+        listed = ", ".join(load_targets())
+        raise click.UsageError(f"Missing option '--target'. Targets: {listed}.", click.get_current_context())
+    project, home = options.locate_project(folder), find_home()
+    catalogue = load_catalogue(project, Selection(targets=targets, recipes=recipes, stacks=stacks))
+    plan = require_jobs(make_plan(catalogue, precisions))
+    out, err = options.stdout(), options.stderr()
+    for line in refusal_lines(plan.refusals, err.width, err.paint):
+        err.line(line)
+    settings = Settings(
+        jobs=jobs,
+        install=not no_install,
+        verify=not skip_verify,
+        timeout_s=timeout,
+        keep_work=keep_work,
+        executor=executor,
+    )
+    cancel = threading.Event()
+    started = time.monotonic()
+    console = open_console(err, expected_job_seconds(plan, Journal(home.journal)))
+    with stop_on_signals(cancel, console.stopping, err), console:
+        outcomes = run(plan, catalogue, project, home, settings, console.listen, cancel)
+    seconds = time.monotonic() - started
+    if as_json:
+        options.print_json(outcomes_json(outcomes, plan.refusals, home.store))
+    else:
+        options.print_lines(outcome_lines(outcomes, out.width, out.paint))
+    for line in [*failure_lines(outcomes, err.width, err.paint), totals(outcomes, seconds, home.store)]:
+        err.line(line)
+    github.add_summary(os.environ, summary_markdown(outcomes, seconds))
+    return exit_code(outcomes)

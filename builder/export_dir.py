@@ -1,0 +1,148 @@
+"""Writes engines of the store as plain files: one folder per job, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from builder.errors import EnginefarmError, Reason
+from builder.jobs import ENGINE, KEY, MANIFEST
+from builder.query import list_engines
+from builder.store import Entry, Store
+
+_FILES = (ENGINE, MANIFEST, KEY)
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """An engine's folder. `written` is false where the same files were there already."""
+
+    job: str
+    folder: Path
+    engine_sha256: str
+    engine_bytes: int
+    written: bool
+
+
+def choose_engines(store: Store, patterns: Sequence[str]) -> list[Entry]:
+    """Pick the newest engine of every job whose id matches one of the globs; no glob means all.
+
+    Raises:
+        EnginefarmError: NAME_UNKNOWN for a glob that matches nothing, or where the store is empty.
+
+    """
+    newest = {entry.name: entry for entry in list_engines(store)}
+    for pattern in patterns or ("*",):
+        if not any(fnmatchcase(name, pattern) for name in newest):
+            raise EnginefarmError(Reason.NAME_UNKNOWN, f"no engine of the store matches {pattern!r}")
+    return [entry for name, entry in newest.items() if not patterns or any(fnmatchcase(name, p) for p in patterns)]
+
+
+def export_engine(store: Store, entry: Entry, folder: Path) -> Exported:
+    """Copy an engine with manifest and key document to `folder`/<job id>, checking digests on the way.
+
+    A folder of an older export is replaced; anything else in its place is left alone.
+
+    Raises:
+        EnginefarmError: PATH_OCCUPIED, STORE_CORRUPT.
+
+    """
+    destination = folder / entry.name
+    blobs = store.files(entry)
+    wanted = {title: blobs[title].digest for title in _FILES}
+    engine = blobs[ENGINE]
+    written = not _holds(destination, wanted)
+    if written:
+        _refuse_foreign(destination, entry.name)
+        _make_folder(folder)
+        temp = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=folder))
+        try:
+            for title, digest in wanted.items():
+                _copy(blobs[title].path, temp / title, digest)
+            temp.chmod(0o755)
+            _put_in_place(temp, destination)
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+    return Exported(
+        job=entry.name,
+        folder=destination,
+        engine_sha256=engine.digest.removeprefix("sha256:"),
+        engine_bytes=engine.size,
+        written=written,
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} is no folder") from error
+
+
+def _holds(destination: Path, wanted: dict[str, str]) -> bool:
+    return all(
+        (destination / title).is_file() and _sha256(destination / title) == digest for title, digest in wanted.items()
+    )
+
+
+def _refuse_foreign(destination: Path, job: str) -> None:
+    if not destination.exists() and not destination.is_symlink():
+        return
+    if destination.is_symlink() or not destination.is_dir():
+        raise EnginefarmError(Reason.PATH_OCCUPIED, f"{destination} is not a folder that enginefarm wrote")
+    others = sorted(path.name for path in destination.iterdir() if path.name not in _FILES)
+    if others:
+        listed = ", ".join(others[:5])
+        raise EnginefarmError(Reason.PATH_OCCUPIED, f"{destination} holds other files", why=f"not ours: {listed}")
+    if any(destination.iterdir()) and _job_of(destination / MANIFEST) != job:
+        why = f"its {MANIFEST} is not that of an engine of this job"
+        raise EnginefarmError(Reason.PATH_OCCUPIED, f"{destination} holds other files", why=why)
+
+
+def _job_of(manifest: Path) -> object:
+    try:
+        document = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document.get("job") if isinstance(document, dict) else None
+
+
+def _put_in_place(temp: Path, destination: Path) -> None:
+    if destination.exists():
+        older = temp.with_name(f"{temp.name}.older")
+        destination.rename(older)
+        temp.rename(destination)
+        shutil.rmtree(older)
+    else:
+        temp.rename(destination)
+
+
+def _copy(source: Path, destination: Path, digest: str) -> None:
+    running = hashlib.sha256()
+    with source.open("rb") as reader, destination.open("wb") as writer:
+        while chunk := reader.read(_CHUNK):
+            running.update(chunk)
+            writer.write(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+    actual = f"sha256:{running.hexdigest()}"
+    if actual != digest:
+        raise EnginefarmError(
+            Reason.STORE_CORRUPT, f"{source} is not what the store says", why=f"expected {digest}\nactual   {actual}"
+        )
+
+
+def _sha256(path: Path) -> str:
+    running = hashlib.sha256()
+    with path.open("rb") as reader:
+        while chunk := reader.read(_CHUNK):
+            running.update(chunk)
+    return f"sha256:{running.hexdigest()}"
