@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from builder import process
 from builder.errors import EnginefarmError, Reason
+from builder.locks import named_lock
 from builder.project import Home
 from builder.stacks import Stack
 
@@ -68,20 +68,22 @@ def install(environment: Environment, home: Home, log: Path, cancel: threading.E
         EnginefarmError: INSTALL_FAILED with the log's last lines, DISK_FULL, INTERRUPTED.
 
     """
-    home.locks.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(home.locks / f"env-{environment.folder.name}.lock"):
+    with named_lock(home, f"env-{environment.folder.name}", cancel):
         if environment.installed:
             return
-        shutil.rmtree(environment.folder, ignore_errors=True)
-        environment.folder.parent.mkdir(parents=True, exist_ok=True)
+        home.envs.mkdir(parents=True, exist_ok=True)
+        for left in [environment.folder, *home.envs.glob(f".{environment.folder.name}.*")]:
+            shutil.rmtree(left, ignore_errors=True)
+        # a folder of its own and a rename: pip may outlive a killed farm, and must not write into the next one's folder
+        part = Path(tempfile.mkdtemp(prefix=f".{environment.folder.name}.", dir=home.envs))
         try:
-            _run([str(environment.base.path), "-m", "venv", "--without-pip", str(environment.folder)], log, cancel)
-            _install_packages(environment, log, cancel)
-        except BaseException:
-            shutil.rmtree(environment.folder, ignore_errors=True)
-            raise
-        (environment.folder / _DONE).write_text(environment.stack.lock_sha256 + "\n", encoding="utf-8")
+            _run([str(environment.base.path), "-m", "venv", "--without-pip", str(part)], log, cancel)
+            _install_packages(environment.stack, part / "bin" / "python", log, cancel)
+            (part / _DONE).write_text(environment.stack.lock_sha256 + "\n", encoding="utf-8")
+            part.rename(environment.folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def find_python(versions: tuple[str, ...], stack: str) -> BasePython:
@@ -108,8 +110,8 @@ def find_python(versions: tuple[str, ...], stack: str) -> BasePython:
 
 def _candidates(version: str) -> Iterator[Path]:
     name = f"python{version}"
-    for folder in os.environ.get("PATH", "").split(os.pathsep):
-        path = Path(folder or ".") / name
+    for folder in filter(None, os.environ.get("PATH", "").split(os.pathsep)):
+        path = Path(folder) / name
         # pyenv's shims answer to every version but run only the active ones
         if path.parent.name != "shims":
             yield path
@@ -119,13 +121,13 @@ def _candidates(version: str) -> Iterator[Path]:
     yield from sorted(uv.glob(f"cpython-{version}.*/bin/{name}"), reverse=True)
 
 
-def _install_packages(environment: Environment, log: Path, cancel: threading.Event) -> None:
+def _install_packages(stack: Stack, python: Path, log: Path, cancel: threading.Event) -> None:
     pip = [
-        *(sys.executable, "-m", "pip", "--python", str(environment.python)),
+        *(sys.executable, "-m", "pip", "--python", str(python)),
         *("install", "--no-input", "--disable-pip-version-check", "--require-hashes", "--no-deps"),
-        *("-r", str(environment.stack.lock_path)),
+        *("-r", str(stack.lock_path)),
     ]
-    extra = environment.stack.spec.extra_index
+    extra = stack.spec.extra_index
     try:
         _run(pip, log, cancel)
     except EnginefarmError as error:
@@ -135,8 +137,10 @@ def _install_packages(environment: Environment, log: Path, cancel: threading.Eve
 
 
 def _run(argv: list[str], log: Path, cancel: threading.Event) -> None:
-    # pip reads the user's own configuration (proxy, mirror, certificates): the environment is passed on as it is
-    outcome = process.run(argv, cwd=log.parent, env=os.environ, log=log, timeout_s=_INSTALL_TIMEOUT_S, cancel=cancel)
+    # pip reads the user's own configuration (proxy, mirror, certificates), but must not take the user's packages for
+    # the environment's
+    env = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
+    outcome = process.run(argv, cwd=log.parent, env=env, log=log, timeout_s=_INSTALL_TIMEOUT_S, cancel=cancel)
     if outcome.cancelled:
         raise EnginefarmError(Reason.INTERRUPTED, "installing was stopped")
     if outcome.exit_code == 0:
@@ -144,4 +148,15 @@ def _run(argv: list[str], log: Path, cancel: threading.Event) -> None:
     tail = process.tail(log)
     if "No space left on device" in tail:
         raise EnginefarmError(Reason.DISK_FULL, "the disk filled up while installing", why=tail)
-    raise EnginefarmError(Reason.INSTALL_FAILED, f"{outcome.shown()} failed", where=str(log), why=tail)
+    what = f"{outcome.shown()} failed"
+    if outcome.timed_out:
+        what = f"{outcome.shown()} was still running after {_INSTALL_TIMEOUT_S:.0f} s"
+    raise EnginefarmError(Reason.INSTALL_FAILED, what, where=str(log), why=tail, fix=_fix(tail))
+
+
+def _fix(tail: str) -> str | None:
+    if "No module named pip" in tail:
+        return f"give this Python pip: `{sys.executable} -m ensurepip`, or your distribution's package"
+    if "no such option: --python" in tail:
+        return f"this pip is older than 22.3: `{sys.executable} -m pip install --upgrade pip`"
+    return None
