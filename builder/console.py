@@ -41,7 +41,9 @@ class Console(Protocol):
         """Begin."""
         ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Leave the terminal as it was."""
         ...
 
@@ -87,7 +89,9 @@ class PlainConsole:
         """Begin; the heartbeat's thread starts with the first step, so that a run without steps costs nothing."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Stop the heartbeat."""
         self._closed.set()
         if self._thread is not None:

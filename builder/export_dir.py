@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from builder import durable
 from builder.errors import EnginefarmError, Reason
 from builder.jobs import ENGINE, KEY, MANIFEST
 from builder.query import list_engines
 from builder.store import Entry, Store
 
 _FILES = (ENGINE, MANIFEST, KEY)
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,15 +61,10 @@ def export_engine(store: Store, entry: Entry, folder: Path) -> Exported:
     written = not _holds(destination, wanted)
     if written:
         _refuse_foreign(destination, entry.name)
-        _make_folder(folder)
-        temp = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=folder))
-        try:
+        with _writing(folder), _temp_folder(folder, entry.name) as temp:
             for title, digest in wanted.items():
                 _copy(blobs[title].path, temp / title, digest)
-            temp.chmod(0o755)
             _put_in_place(temp, destination)
-        finally:
-            shutil.rmtree(temp, ignore_errors=True)
     return Exported(
         job=entry.name,
         folder=destination,
@@ -80,16 +74,34 @@ def export_engine(store: Store, entry: Entry, folder: Path) -> Exported:
     )
 
 
-def _make_folder(folder: Path) -> None:
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with durable.writing(str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
     except (FileExistsError, NotADirectoryError) as error:
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} is no folder") from error
+    except EnginefarmError as error:
+        if error.reason is Reason.STORE_READ_ONLY:
+            error.fix = "name a folder that you may write to"
+        raise
+
+
+@contextmanager
+def _temp_folder(folder: Path, job: str) -> Iterator[Path]:
+    temp = Path(tempfile.mkdtemp(prefix=f".{job}.", dir=folder))
+    temp.chmod(0o755)
+    try:
+        yield temp
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def _holds(destination: Path, wanted: dict[str, str]) -> bool:
     return all(
-        (destination / title).is_file() and _sha256(destination / title) == digest for title, digest in wanted.items()
+        (destination / title).is_file() and f"sha256:{durable.sha256_file(destination / title)}" == digest
+        for title, digest in wanted.items()
     )
 
 
@@ -126,23 +138,8 @@ def _put_in_place(temp: Path, destination: Path) -> None:
 
 
 def _copy(source: Path, destination: Path, digest: str) -> None:
-    running = hashlib.sha256()
-    with source.open("rb") as reader, destination.open("wb") as writer:
-        while chunk := reader.read(_CHUNK):
-            running.update(chunk)
-            writer.write(chunk)
-        writer.flush()
-        os.fsync(writer.fileno())
-    actual = f"sha256:{running.hexdigest()}"
+    actual = f"sha256:{durable.copy_hashed(source, destination)}"
     if actual != digest:
         raise EnginefarmError(
             Reason.STORE_CORRUPT, f"{source} is not what the store says", why=f"expected {digest}\nactual   {actual}"
         )
-
-
-def _sha256(path: Path) -> str:
-    running = hashlib.sha256()
-    with path.open("rb") as reader:
-        while chunk := reader.read(_CHUNK):
-            running.update(chunk)
-    return f"sha256:{running.hexdigest()}"

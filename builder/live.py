@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Literal
 
 from rich.console import Console as RichConsole
 from rich.live import Live
@@ -36,7 +37,7 @@ class LiveConsole:
         self._lock = threading.Lock()
         self._beginning = threading.Lock()
         self._stopping = False
-        colours = "standard" if terminal.colour else None
+        colours: Literal["standard"] | None = "standard" if terminal.colour else None
         self._console = RichConsole(file=terminal.stream, force_terminal=True, color_system=colours, highlight=False)
         self._live: Live | None = None
 
@@ -44,7 +45,9 @@ class LiveConsole:
         """Begin."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Take the display away and show the cursor."""
         if self._live is not None:
             self._live.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ class KeyDocuments:
 
 
 def list_engines(store: Store) -> list[Entry]:
-    """List the engines of the store by name."""
-    return sorted(store.entries("engine"), key=lambda entry: (entry.name, entry.key))
+    """List the engines of the store by name, those of one job oldest first."""
+    return sorted(store.entries("engine"), key=lambda entry: entry.name)
 
 
 def find_engine(store: Store, text: str) -> Entry:
@@ -50,7 +51,10 @@ def find_engine(store: Store, text: str) -> Entry:
     if found:
         listed = "\n".join(f"{entry.key} {entry.name}" for entry in found)
         raise EnginefarmError(
-            Reason.NAME_UNKNOWN, f"{text!r} means {len(found)} engines", why=listed, fix="write more digits, or the job id"
+            Reason.NAME_UNKNOWN,
+            f"{text!r} means {len(found)} engines",
+            why=listed,
+            fix="write more digits, or the job id",
         )
     raise EnginefarmError(Reason.NAME_UNKNOWN, f"the store has no engine {text!r}", fix=_nearest(text, entries))
 
@@ -88,7 +92,7 @@ def _begins(store: Store, entry: Entry, digits: str) -> bool:
     return entry.key.startswith(digits) or store.files(entry)[ENGINE].digest.startswith(f"sha256:{digits}")
 
 
-def _nearest(text: str, entries: list[Entry]) -> str:
+def _nearest(text: str, entries: Sequence[Entry]) -> str:
     names = sorted({entry.name for entry in entries})
     if not names:
         return "the store is empty: run `enginefarm build --target <name>` first"

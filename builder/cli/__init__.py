@@ -47,7 +47,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="enginefarm")
-def cli(debug: bool) -> None:  # noqa: ARG001, FBT001 - the boundary reads the flag
+def cli(debug: bool) -> None:  # noqa: FBT001 - the boundary reads the flag
     """Build TensorRT engines from recipes, prove them, and keep them with a manifest.
 
     Data goes to standard output, everything else to standard error. Every command that a script would read takes
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         result = cli.main(arguments, prog_name="enginefarm", standalone_mode=False)
-    except (Exception, KeyboardInterrupt) as error:  # the one boundary
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one boundary
         from builder.cli.boundary import report  # noqa: PLC0415 - not needed when nothing fails
 
         return report(error, arguments)

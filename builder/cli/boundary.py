@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -66,8 +67,6 @@ def _bug(error: BaseException, arguments: Sequence[str]) -> dict[str, object]:
 
 def _crash_log(error: BaseException, arguments: Sequence[str]) -> Path | None:
     for folder in (find_home().root / "crash", Path(tempfile.gettempdir())):
-        try:
+        with suppress(OSError):
             return write_crash_log(error, arguments, folder)
-        except OSError:
-            continue
     return None

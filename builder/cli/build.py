@@ -18,7 +18,15 @@ from builder.journal import Journal
 from builder.plan import make_plan, require_jobs
 from builder.progress import expected_job_seconds
 from builder.project import find_home
-from builder.report.built import exit_code, failure_lines, outcome_lines, outcomes_json, summary_markdown, totals
+from builder.report.built import (
+    exit_code,
+    failure_lines,
+    hint_lines,
+    outcome_lines,
+    outcomes_json,
+    summary_markdown,
+    totals,
+)
 from builder.report.planned import refusal_lines
 from builder.runner import Settings, run
 from builder.selection import Selection, load_catalogue
@@ -83,7 +91,12 @@ def command(  # noqa: PLR0913 - one parameter per option
         options.print_json(outcomes_json(outcomes, plan.refusals, home.store))
     else:
         options.print_lines(outcome_lines(outcomes, out.width, out.paint))
-    for line in [*failure_lines(outcomes, err.width, err.paint), totals(outcomes, seconds, home.store)]:
+    closing = [*failure_lines(outcomes, err.width, err.paint), "", totals(outcomes, seconds)]
+    for line in [*closing, *hint_lines(outcomes, home.store)]:
         err.line(line)
+    for outcome in outcomes if github.on_github(os.environ) else ():
+        if outcome.log is not None:
+            for line in github.folded_log(f"log of {outcome.job}", outcome.log):
+                err.line(line)
     github.add_summary(os.environ, summary_markdown(outcomes, seconds))
     return exit_code(outcomes)

@@ -50,7 +50,7 @@ def explained_lines(rows: list[dict[str, Any]], paint: Paint) -> list[str]:
     return lines
 
 
-def _indexed(value: Any) -> Any:  # noqa: ANN401 - JSON
+def _indexed(value: Any) -> Any:
     # Lists of tables become tables by position, so that a difference names its place inside them.
     if isinstance(value, Mapping):
         return {name: _indexed(item) for name, item in value.items()}
@@ -59,7 +59,7 @@ def _indexed(value: Any) -> Any:  # noqa: ANN401 - JSON
     return value
 
 
-def _difference(path: str, left: Any, right: Any, paint: Paint) -> list[str]:  # noqa: ANN401 - JSON
+def _difference(path: str, left: Any, right: Any, paint: Paint) -> list[str]:
     if _all_texts(left) and _all_texts(right):
         gone = [paint(f"    - {item}", "red") for item in left if item not in right]
         new = [paint(f"    + {item}", "green") for item in right if item not in left]

@@ -22,7 +22,7 @@ def size(count: int) -> str:
 
 def duration(seconds: float) -> str:
     """Write a number of seconds: `0.52 s`, `14.2 s`, `3 min 05 s`, `2 h 07 min`."""
-    if seconds < 9.995:  # noqa: PLR2004 - where two decimals would read 10.00
+    if seconds < 9.995:
         return f"{seconds:.2f} s"
     if seconds < _MINUTE - 0.05:
         return f"{seconds:.1f} s"

@@ -113,7 +113,7 @@ def test_plain_console_needs_no_rich(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in sys.modules if name.split(".")[0] == "rich"]
 
 
-def plain(text: str, style: str) -> str:  # noqa: ARG001
+def plain(text: str, style: str) -> str:
     """Paint nothing."""
     return text
 

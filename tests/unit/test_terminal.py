@@ -32,7 +32,7 @@ class Screen(io.StringIO):
         ({"CI": "true", "FORCE_COLOR": "1"}, False, True),
     ],
 )
-def test_terminal(environ: dict[str, str], interactive: bool, colour: bool) -> None:  # noqa: FBT001
+def test_terminal(environ: dict[str, str], interactive: bool, colour: bool) -> None:
     """A display needs a terminal; colour a terminal or a request, and NO_COLOR wins."""
     terminal = open_terminal(Screen(), environ)
     assert (terminal.interactive, terminal.colour) == (interactive, colour)

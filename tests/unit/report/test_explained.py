@@ -23,7 +23,7 @@ RIGHT = {
 }
 
 
-def plain(text: str, style: str) -> str:  # noqa: ARG001
+def plain(text: str, style: str) -> str:
     """Paint nothing."""
     return text
 

@@ -20,7 +20,7 @@ PLACED = EnginefarmError(
     Reason.RECIPE_INVALID,
     "unknown field `presicions`",
     where="recipes/tiny/recipe.yaml:14:1",
-    why="a recipe has no such field; every field that is not known is refused, so that a typing mistake is found at once",
+    why="a recipe has no such field; a field that is not known is refused, so that a typing mistake is found at once",
     fix="did you mean `precisions`?",
 )
 MANY_LINES = EnginefarmError(
@@ -30,7 +30,7 @@ GROUP = ErrorGroup(Reason.RECIPE_INVALID, "2 problems in 1 recipe", (PLACED, SIM
 CASES = {"simple": SIMPLE, "placed": PLACED, "many-lines": MANY_LINES, "group": GROUP}
 
 
-def plain(text: str, style: str) -> str:  # noqa: ARG001
+def plain(text: str, style: str) -> str:
     """Paint nothing."""
     return text
 

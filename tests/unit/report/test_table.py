@@ -7,12 +7,15 @@ import pytest
 from builder.report.table import Cell, Column, table
 
 COLUMNS = (Column(title="JOB"), Column(title="SIZE", rank=1, right=True), Column(title="SHA-256", rank=2))
-ROWS = [("tiny-fp16", "512 B", "0123456789ab"), (Cell("vocos-fp32", "red"), "4.7 MiB", "ba9876543210")]
+ROWS: list[tuple[Cell | str, ...]] = [
+    ("tiny-fp16", "512 B", "0123456789ab"),
+    (Cell("vocos-fp32", "red"), "4.7 MiB", "ba9876543210"),
+]
 
 
 def plain(text: str, style: str) -> str:
     """Paint nothing."""
-    return text if style or text else text
+    return text
 
 
 def tagged(text: str, style: str) -> str:

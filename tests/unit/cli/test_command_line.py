@@ -1,0 +1,135 @@
+"""The command table and the error boundary."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from builder import __version__
+from builder.cli import COMMANDS, cli, main
+from builder.errors import EnginefarmError, Reason
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the user's store out of it."""
+    monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    return tmp_path / "home"
+
+
+def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `enginefarm ls` fail."""
+
+    @click.command("ls")
+    @click.option("--json", "as_json", is_flag=True)
+    def command(*, as_json: bool) -> None:
+        raise error
+
+    monkeypatch.setattr("builder.cli.ls.command", command)
+
+
+def test_every_command_is_there_and_says_what_the_table_says() -> None:
+    context = click.Context(cli)
+    for name, summary in COMMANDS.items():
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert (command.help or "").splitlines()[0] == summary
+
+
+def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out and summary in out for name, summary in COMMANDS.items())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["bild"], ["build", "--targt", "ampere"], ["show"], ["build", "-j", "0"]])
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Usage: enginefarm" in captured.err
+
+
+def test_build_without_target_lists_the_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build"]) == 2
+    err = capsys.readouterr().err
+    assert "--target" in err
+    assert "ampere" in err
+    assert "hopper" in err
+
+
+def test_known_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(EnginefarmError(Reason.STORE_CORRUPT, "index unreadable", where="index.json"), monkeypatch)
+    assert main(["ls"]) == 7
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[:2] == ["error[EF-501 store-corrupt]: index unreadable", "  --> index.json"]
+    assert "Traceback" not in captured.err
+
+
+def test_known_error_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(EnginefarmError(Reason.STORE_CORRUPT, "index unreadable"), monkeypatch)
+    assert main(["ls", "--json"]) == 7
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["code"] == "EF-501"
+    assert captured.err.startswith("error[EF-501")
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(EnginefarmError(Reason.STORE_CORRUPT, "index unreadable"), monkeypatch)
+    assert main(["--debug", "ls"]) == 7
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_bug_leaves_a_log_and_no_wall(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(RuntimeError("surprise\nsecond line"), monkeypatch)
+    assert main(["ls", "--json"]) == 1
+    captured = capsys.readouterr()
+    (log,) = (home / "crash").iterdir()
+    assert json.loads(captured.out)["error"]["log"] == str(log)
+    assert str(log) in captured.err
+    assert len(captured.err.splitlines()) == 3
+    assert "RuntimeError: surprise" in log.read_text(encoding="utf-8")
+
+
+def test_bug_on_a_read_only_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path / "file" / "home"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    failing(RuntimeError("surprise"), monkeypatch)
+    assert main(["ls"]) == 1
+    (log,) = tmp_path.glob("*.log")
+    assert str(log) in capsys.readouterr().err
+
+
+def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(KeyboardInterrupt(), monkeypatch)
+    assert main(["ls", "--json"]) == 130
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["exit_code"] == 130
+    assert "interrupted" in captured.err
+
+
+def test_exit_code_of_a_command_is_that_of_main(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.cli.ls.command", click.Command("ls", callback=lambda: 8))
+    assert main(["ls"]) == 8
+
+
+def test_arguments_come_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["enginefarm", "nonsense"])
+    assert main() == 2
