@@ -18,7 +18,7 @@ from builder.terminal import Terminal
 
 HEARTBEAT_S = 30.0
 _BEAT_S = 0.25
-STOPPING = "stopping: running stages end now, finished jobs are kept; Ctrl-C again ends at once"
+STOPPING = "stopping; finished jobs are kept; Ctrl-C again ends at once"
 STATUS_STYLE = {
     Status.BUILT: "green",
     Status.PROVED: "green",

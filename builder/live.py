@@ -63,7 +63,7 @@ class LiveConsole:
             return
         text = event_text(event, self._terminal)
         if text is not None:
-            self._console.print(Text.from_ansi(text), soft_wrap=True)
+            self._console.print(Text.from_ansi(text))
 
     def stopping(self) -> None:
         """Show at the next refresh that the run is being stopped."""
@@ -118,7 +118,7 @@ def _total_line(progress: Progress, now: float, width: int, paint: Paint) -> str
     parts = [(f"{done} of {total} jobs", ""), *counts]
     remaining = progress.remaining_s(now)
     if remaining is not None and remaining >= 1:
-        parts.insert(1, (f"about {duration(round(remaining))} left", ""))
+        parts.insert(1, (f"about {_rough(remaining)} left", ""))
     line, used = _bar(done / total if total else None, bar, paint), bar
     for text, style in parts:
         used += 2 + len(text)
@@ -127,6 +127,12 @@ def _total_line(progress: Progress, now: float, width: int, paint: Paint) -> str
     return line
 
 
+def _rough(seconds: float) -> str:
+    return f"{round(seconds)} s" if seconds < 59.5 else duration(seconds)
+
+
 def _bar(share: float | None, width: int, paint: Paint) -> str:
-    filled = int(width * share) if share is not None else 0
+    if share is None:
+        return " " * width
+    filled = int(width * share)
     return paint("━" * filled, "cyan") + paint("─" * (width - filled), "dim")
