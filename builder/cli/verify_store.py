@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 
 from builder.cli import options
@@ -11,6 +13,8 @@ from builder.report.failure import labelled
 from builder.report.planned import counted
 from builder.report.units import size
 from builder.store import Store
+
+_NOUNS = {"engine": "engine", "onnx": "ONNX model"}
 
 
 @click.command("verify-store")
@@ -37,8 +41,9 @@ def command(*, as_json: bool) -> int:
             out.line(f"{out.paint('damaged:', 'red')} {problem.what}")
             for line in labelled("why", problem.why, out.width, out.paint):
                 out.line(line)
-        kinds = [f"{sum(e.kind == kind for e in entries)} {kind}" for kind in dict.fromkeys(e.kind for e in entries)]
-        out.line(f"{store.root}: {', '.join(kinds) or 'empty'}; {counted(len(problems), 'problem')}")
+        kinds = Counter(_NOUNS.get(entry.kind, entry.kind) for entry in entries)
+        listed = ", ".join(counted(count, noun) for noun, count in sorted(kinds.items()))
+        out.line(f"{store.root}: {listed or 'empty'}; {counted(len(problems), 'problem')}")
         if orphans:
             waste = sum(path.stat().st_size for path in orphans)
             options.stderr().line(f"{counted(len(orphans), 'file')} ({size(waste)}) that no entry needs, harmless")

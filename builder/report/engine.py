@@ -147,7 +147,7 @@ def _proof(manifest: Manifest) -> str:
 def _rebuilt(manifest: Manifest) -> str:
     level = manifest.reproducibility
     if level.level == "unmeasured":
-        return f"never; `enginefarm reproduce {manifest.job}` compares a rebuild"
+        return "not compared yet; `enginefarm reproduce` does it"
     return f"{level.level}" if level.detail is None else f"{level.level}: {level.detail}"
 
 

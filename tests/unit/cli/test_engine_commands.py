@@ -102,7 +102,7 @@ def test_export(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_verify_store(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify-store"]) == 0
-    assert "3 engine; 0 problems" in capsys.readouterr().out
+    assert "3 engines; 0 problems" in capsys.readouterr().out
     blob = store.files(list_engines(store)[2])[ENGINE].path
     blob.chmod(0o644)
     blob.write_bytes(b"damage")
