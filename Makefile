@@ -1,0 +1,46 @@
+PYTHON ?= python3
+TARGET ?= ampere
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build-engines plan test test-integration lint format bench schema clean
+
+help:  ## print this list
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
+
+build-engines: $(VENV)/.ready  ## set up and build the engines of TARGET (ampere); more options in ARGS
+	@$(BIN)/enginefarm build --target $(TARGET) $(ARGS)
+
+plan: $(VENV)/.ready  ## set up and print the jobs of TARGET
+	@$(BIN)/enginefarm plan --target $(TARGET) $(ARGS)
+
+setup: $(VENV)/.ready  ## make .venv with the command enginefarm
+
+test: $(VENV)/.ready-dev  ## set up and run the unit tests
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+test-integration: $(VENV)/.ready-dev  ## run the tests that need real programs, TensorRT-RTX and PyTorch
+	@$(BIN)/python -m pytest tests/integration --run-integration $(ARGS)
+
+lint: $(VENV)/.ready-dev  ## style, types, import rules, shell, generated files
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lint
+
+format: $(VENV)/.ready-dev  ## format the Python files
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: $(VENV)/.ready-dev  ## measure and write a Markdown table to benchmarks/results
+	@$(BIN)/python benchmarks/spine.py $(ARGS)
+
+schema: $(VENV)/.ready  ## write the generated schemas and reference pages
+	@$(BIN)/enginefarm schema
+
+clean:  ## remove what make and the tools made here; the store stays
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache && find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@scripts/make-venv $(PYTHON) $(VENV) requirements.lock && touch $@
+
+$(VENV)/.ready-dev: requirements-dev.lock pyproject.toml | $(VENV)/.ready
+	@scripts/make-venv $(PYTHON) $(VENV) requirements-dev.lock && touch $@
