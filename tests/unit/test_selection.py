@@ -1,0 +1,48 @@
+"""What the command line asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from builder.errors import EnginefarmError, Reason
+from builder.project import Project
+from builder.selection import Selection, load_catalogue
+
+PROJECT = Project(root=Path(__file__).parents[2])
+
+
+@pytest.fixture(autouse=True)
+def recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins are enough: only their names matter here."""
+    monkeypatch.setattr("builder.selection.load_recipes", lambda folder: {"tiny": "a", "vocos": "b"})
+
+
+def test_nothing_asked_means_all_targets_and_default_stacks() -> None:
+    catalogue = load_catalogue(PROJECT, Selection())
+    assert set(catalogue.recipes) == {"tiny", "vocos"}
+    assert {"turing", "ampere", "hopper"} <= {target.name for target in catalogue.targets}
+    assert catalogue.stacks
+    assert all(stack.spec.default for stack in catalogue.stacks)
+    assert set(catalogue.stacks) <= set(catalogue.all_stacks)
+
+
+def test_names_narrow() -> None:
+    catalogue = load_catalogue(PROJECT, Selection(targets=("ada",), recipes=("v*",)))
+    assert list(catalogue.recipes) == ["vocos"]
+    assert [target.name for target in catalogue.targets] == ["ada"]
+
+
+@pytest.mark.parametrize(
+    ("selection", "reason"),
+    [
+        (Selection(targets=("amper",)), Reason.TARGET_UNKNOWN),
+        (Selection(stacks=("trt",)), Reason.STACK_UNKNOWN),
+        (Selection(recipes=("x*",)), Reason.RECIPE_UNKNOWN),
+    ],
+)
+def test_unknown_names(selection: Selection, reason: Reason) -> None:
+    with pytest.raises(EnginefarmError) as caught:
+        load_catalogue(PROJECT, selection)
+    assert caught.value.reason is reason
