@@ -25,7 +25,7 @@ def test_nothing_asked_means_all_targets_and_default_stacks() -> None:
     assert {"turing", "ampere", "hopper"} <= {target.name for target in catalogue.targets}
     assert catalogue.stacks
     assert all(stack.spec.default for stack in catalogue.stacks)
-    assert set(catalogue.stacks) <= set(catalogue.all_stacks)
+    assert {stack.name for stack in catalogue.stacks} <= {stack.name for stack in catalogue.all_stacks}
 
 
 def test_names_narrow() -> None:
