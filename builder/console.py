@@ -105,7 +105,7 @@ class PlainConsole:
             if isinstance(event, StepStarted):
                 self._shown[event.subject] = now
                 self._start_heartbeat()
-            text = event_text(event, self._terminal)
+            text = event_text(event, self._terminal, stopping=self._stopping is not _Word.NONE)
             if text is not None:
                 self._terminal.line(f"{self._stamp()} {text}")
 
@@ -138,7 +138,7 @@ class PlainConsole:
             self.beat()
 
 
-def event_text(event: Event, terminal: Terminal) -> str | None:
+def event_text(event: Event, terminal: Terminal, *, stopping: bool = False) -> str | None:
     """Say an event in one line; null for those that need none, such as a reused job: the final table lists it."""
     if isinstance(event, RunStarted):
         jobs = len(event.jobs)
@@ -147,7 +147,8 @@ def event_text(event: Event, terminal: Terminal) -> str | None:
         # Packages take minutes: silence would look like a hang.
         return f"{event.subject} {event.step} begins" if event.subject.startswith("stack ") else None
     if isinstance(event, StepFinished):
-        result = "ok" if event.ok else terminal.paint("failed", "red")
+        ended = "stopped" if stopping else terminal.paint("failed", "red")
+        result = "ok" if event.ok else ended
         return f"{event.subject} {event.step} {result} {duration(event.seconds)}"
     if isinstance(event, Note):
         return f"{event.subject} {terminal.paint('note:', 'yellow')} {event.text}"
@@ -155,9 +156,9 @@ def event_text(event: Event, terminal: Terminal) -> str | None:
 
 
 def outcome_text(event: JobFinished, terminal: Terminal) -> str | None:
-    """Say how a job ended; null for a reused one."""
+    """Say how a job ended; null for one that was reused or never began."""
     outcome: JobOutcome = event.outcome
-    if outcome.status is Status.REUSED:
+    if outcome.status is Status.REUSED or (outcome.status is Status.CANCELLED and not outcome.seconds):
         return None
     text = f"{outcome.job} {terminal.paint(outcome.status.value, STATUS_STYLE[outcome.status])}"
     if outcome.error is not None and outcome.status is Status.FAILED:

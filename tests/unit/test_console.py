@@ -62,12 +62,13 @@ def test_line_per_event(event: Event, line: str) -> None:
     assert recorder.stream.getvalue().startswith("12:00:00 ")
 
 
-def test_reused_jobs_and_starting_stages_are_silent() -> None:
+def test_what_the_final_table_says_is_not_said_twice() -> None:
     """The final table says it; a line per stage is enough."""
     recorder = Recorder()
     with recorder.console as console:
         console.listen(StepStarted(subject=JOB, step="build", expected_s=3.0))
         console.listen(JobFinished(outcome=JobOutcome(job=JOB, status=Status.REUSED, seconds=0.01)))
+        console.listen(JobFinished(outcome=JobOutcome(job="never", status=Status.CANCELLED, seconds=0.0)))
     assert recorder.lines() == []
 
 
@@ -100,6 +101,8 @@ def test_stopping_is_said_once() -> None:
     recorder.console.stopping()
     recorder.console.beat()
     assert recorder.lines() == [STOPPING]
+    recorder.console.listen(StepFinished(subject=JOB, step="build", seconds=0.1, ok=False))
+    assert recorder.lines()[-1] == f"{JOB} build stopped 0.10 s"
 
 
 def test_plain_console_needs_no_rich(monkeypatch: pytest.MonkeyPatch) -> None:
