@@ -1,0 +1,232 @@
+"""Stage `verify`: the lowered model on the CPU against its reference, at every shape that the recipe names."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from . import blame
+from .emulate import emulated
+from .inputs import Case, cases, make_all, outside_cases
+from .metrics import breaches, compare, headroom
+from .protocol import Outcome, StageFailure
+
+if TYPE_CHECKING:
+    from .protocol import Job
+
+Arrays = dict[str, np.ndarray]
+METHODS = {
+    "fp32": "ONNX Runtime on the CPU, FP32",
+    "tf32": "ONNX Runtime on the CPU, operands of products rounded to TF32",
+    "fp16": "ONNX Runtime on the CPU, every FP16 value rounded, sums in FP32",
+    "bf16": "ONNX Runtime on the CPU, every BF16 value rounded, sums in FP32",
+}
+
+
+def run(job: Job) -> Outcome:
+    """Verify a lowered model.
+
+    Raises:
+        StageFailure: numerics-nonfinite, numerics-tolerance, profile-invalid, input-invalid, model-invalid.
+
+    """
+    started = time.monotonic()
+    verification = Verification(job)
+    results = [verification.check(case) for case in cases(job.profiles)]
+    outside = [verification.look_outside(case) for case in outside_cases(job.profiles)]
+    data = {
+        "engine_verified": False,
+        "engine_reason": "no GPU",
+        "method": METHODS[job.precision],
+        "reference": "framework" if verification.recorded else "onnxruntime-fp32",
+        "cases": results,
+        "outside": outside,
+        "worst": verification.worst(results),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    return Outcome({}, data)
+
+
+class Verification:
+    """Sessions and reference of one run."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.tolerance = job.params["tolerance"]
+        self.recorded: Arrays | None = None
+        if "reference" in job.inputs:
+            with np.load(job.inputs["reference"], allow_pickle=False) as archive:
+                self.recorded = dict(archive)
+        self.lowered = onnx.load(job.inputs["lowered"])
+        self.candidate = session(emulated(self.lowered, job.precision))
+        self.source = session(job.inputs["model"]) if self.recorded is None else None
+        self.outputs = [value.name for value in self.candidate.get_outputs()]
+
+    def check(self, case: Case) -> dict[str, Any]:
+        """Compare all outputs at one shape."""
+        feeds, reference = self._reference(case)
+        try:
+            got = run_session(self.candidate, feeds)
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            raise _cannot_take(case, error) from error
+        result: dict[str, Any] = {"profile": case.profile, "point": case.point, "outputs": {}, "ok": True}
+        result["shapes"] = {name: list(shape) for name, shape in case.shapes.items()}
+        for name in self.outputs:
+            metrics = compare(reference[name], got[name])
+            found = breaches(metrics, self.tolerance["outputs"].get(name, self.tolerance["default"]))
+            if metrics["nonfinite"]:
+                raise blame.nonfinite(self.lowered, self.job, case, name, metrics["nonfinite"], feeds)
+            if found:
+                raise blame.tolerance(self.lowered, self.job, case, name, found, metrics, feeds)
+            result["outputs"][name] = {**metrics, "ok": True}
+        return result
+
+    def look_outside(self, case: Case) -> dict[str, Any]:
+        """See what the graph does just outside; the engine must not take the shape at all."""
+        accepted = [profile["name"] for profile in self.job.params["engine_profiles"] if _takes(profile, case)]
+        if accepted:
+            raise StageFailure(
+                "profile-invalid",
+                f"the engine would accept {_shapes(case)}, which lies outside shape profile {case.profile}",
+                why=f"TensorRT's shape profiles that contain it: {', '.join(accepted)}",
+                fix="report it: the shape profiles were not built as the recipe says",
+            )
+        state, detail = self._behaviour(case)
+        shapes = {name: list(shape) for name, shape in case.shapes.items()}
+        return {
+            "profile": case.profile,
+            "point": case.point,
+            "shapes": shapes,
+            "graph": state,
+            "excluded_by_profile": True,
+            "detail": detail,
+        }
+
+    def worst(self, results: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """Find the metric closest to its limit."""
+        best: dict[str, Any] | None = None
+        for result in results:
+            for name, metrics in result["outputs"].items():
+                for metric, limit in self.tolerance["outputs"].get(name, self.tolerance["default"]).items():
+                    room = headroom(metric, metrics[metric], limit)
+                    if best is None or room < (best["headroom"] or float("inf")):
+                        best = {
+                            "case": f"{result['profile']}/{result['point']}",
+                            "output": name,
+                            "metric": metric,
+                            "value": metrics[metric],
+                            "limit": limit,
+                            # JSON knows no infinity: null is an error of exactly zero
+                            "headroom": room if np.isfinite(room) else None,
+                        }
+        return best
+
+    def _reference(self, case: Case) -> tuple[Arrays, Arrays]:
+        if self.recorded is not None:
+            feeds, outputs = _recorded(self.recorded, case)
+            if not outputs:
+                raise StageFailure(
+                    "profile-invalid",
+                    f"the framework model does not take {_shapes(case)}",
+                    fix=f"change shape profile {case.profile} to what the model can take",
+                )
+        else:
+            feeds = make_all(self.job.params["inputs"], case)
+            try:
+                outputs = run_session(self.source, feeds)
+            except Exception as error:  # ONNX Runtime's errors share no public base class
+                raise _cannot_take(case, error) from error
+        for name, values in outputs.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise StageFailure(
+                    "input-invalid",
+                    f"the reference itself has inf or NaN in output {name} at {case.name}",
+                    why="no tolerance can be judged against it",
+                    fix="choose input values in the recipe that the model can take",
+                )
+        return feeds, outputs
+
+    def _behaviour(self, case: Case) -> tuple[str, str]:
+        try:
+            if self.recorded is not None:
+                feeds, reference = _recorded(self.recorded, case)
+                if not reference:
+                    return "refuses", "the framework model does not take this shape"
+            else:
+                feeds = make_all(self.job.params["inputs"], case)
+                reference = run_session(self.source, feeds)
+            got = run_session(self.candidate, feeds)
+        except Exception as error:  # noqa: BLE001  (refusing is a fine answer here)
+            return "refuses", str(error).strip().splitlines()[0][:300]
+        for name in self.outputs:
+            tolerance = self.tolerance["outputs"].get(name, self.tolerance["default"])
+            metrics = compare(reference[name], got[name])
+            if metrics["nonfinite"] or breaches(metrics, tolerance):
+                return "differs", f"output {name} is outside its tolerance"
+        return "agrees", ""
+
+
+def session(model: onnx.ModelProto | str) -> ort.InferenceSession:
+    """Open a model on the CPU."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    # two jobs may run at once: a waiting thread must not burn the other's time
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    content = model if isinstance(model, str) else model.SerializeToString()
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no public base class
+        raise StageFailure(
+            "model-invalid", "ONNX Runtime cannot load the model", why=str(error).strip()[:1000]
+        ) from error
+
+
+def run_session(opened: ort.InferenceSession, feeds: Arrays) -> Arrays:
+    """Run a session; inputs are cast to the types that it wants."""
+    wanted = {value.name: value.type for value in opened.get_inputs()}
+    ready = {name: _as_type(values, wanted[name]) for name, values in feeds.items() if name in wanted}
+    names = [value.name for value in opened.get_outputs()]
+    return dict(zip(names, opened.run(names, ready)))
+
+
+def _as_type(values: np.ndarray, wanted: str) -> np.ndarray:
+    return values.astype(np.float32) if wanted == "tensor(float)" and values.dtype != np.float32 else values
+
+
+def _recorded(recorded: Arrays, case: Case) -> tuple[Arrays, Arrays]:
+    feeds, outputs = {}, {}
+    for key, values in recorded.items():
+        name, role, tensor = key.split("|", 2)
+        if name == case.name:
+            (feeds if role == "in" else outputs)[tensor] = values
+    return feeds, outputs
+
+
+def _takes(profile: dict[str, Any], case: Case) -> bool:
+    return all(
+        len(shape) == len(profile["inputs"][name]["min"])
+        and all(
+            low <= size <= high
+            for low, size, high in zip(profile["inputs"][name]["min"], shape, profile["inputs"][name]["max"])
+        )
+        for name, shape in case.shapes.items()
+    )
+
+
+def _cannot_take(case: Case, error: Exception) -> StageFailure:
+    return StageFailure(
+        "profile-invalid",
+        f"the graph cannot take {_shapes(case)} ({case.point} of shape profile {case.profile})",
+        why=str(error).strip()[:1000],
+        fix="change the shape profile to what the graph allows",
+    )
+
+
+def _shapes(case: Case) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in case.shapes.items())
