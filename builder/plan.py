@@ -174,6 +174,11 @@ def _combine(
         listed = f"the recipe's targets: {', '.join(recipe.targets)}"
         yield refuse(Reason.NOT_ALLOWED_BY_RECIPE, f"recipe {recipe.name} does not list target {target.name}", listed)
         return
+    limited = recipe.precisions[Precision(precision)].targets
+    if limited is not None and target.name not in limited:
+        what = f"recipe {recipe.name} does not list target {target.name} for {precision}"
+        yield refuse(Reason.NOT_ALLOWED_BY_RECIPE, what, f"the recipe's targets for {precision}: {', '.join(limited)}")
+        return
     if precision not in stack.build.precisions:
         what = f"stack {stack.name} has no {precision}"
         yield refuse(Reason.PRECISION_UNSUPPORTED, what, f"the stack has {', '.join(stack.build.precisions)}")

@@ -210,6 +210,9 @@ class PrecisionSettings(Strict):
 
     tolerance: ToleranceSet = Field(description="What verification allows.")
     keep_fp32: KeepFp32 = Field(default_factory=KeepFp32, description="What stays in FP32.")
+    targets: list[Name] | None = Field(
+        default=None, min_length=1, description="Targets allowed for this precision; null: all that the recipe allows."
+    )
 
 
 class NormalInput(Strict):
