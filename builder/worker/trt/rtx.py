@@ -6,7 +6,7 @@ import importlib
 import time
 from typing import TYPE_CHECKING, Any
 
-from .. import addresses
+from .. import addresses, turns
 from ..protocol import StageFailure
 from . import layers as network_layers
 from . import session
@@ -25,12 +25,14 @@ def build(request: Request, model: str, engine: str) -> dict[str, Any]:
             profile-invalid, out-of-memory or build-failed.
 
     """
+    turns_taken = turns.take_turns()
     # Imported here: the paths that an import allocates would shift the heap of the build.
     trt = importlib.import_module(request.import_name)
     capabilities = _capabilities(trt, request.sms)
     _refuse_options(request.options)
     facts: dict[str, Any] = addresses.in_fresh_heap(_build, trt, request, capabilities, model, engine)
-    return {"tensorrt": trt.__version__, "sms": request.sms, "addresses_fixed": addresses.are_fixed(), **facts}
+    repeatable = {"addresses_fixed": addresses.are_fixed(), "turns_taken": turns_taken}
+    return {"tensorrt": trt.__version__, "sms": request.sms, **repeatable, **facts}
 
 
 def _build(trt: Any, request: Request, capabilities: list[Any], model: str, engine: str) -> dict[str, Any]:
