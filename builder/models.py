@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builder import durable
 from builder.errors import EnginefarmError, Reason
 from builder.executors import Executor
 from builder.fetch import Fetcher
@@ -118,10 +118,19 @@ class Models:
         return self.stacks[EXPORT_STACK]
 
     def sample_files(self, recipe: Recipe) -> dict[str, Path]:
-        """Map `sample.<input>` to the .npy file of each input that comes from one."""
+        """Map `sample.<input>` to the .npy file of each input that comes from one.
+
+        Raises:
+            EnginefarmError: DIGEST_MISMATCH.
+
+        """
         folder = self.project.recipes / recipe.name
-        values = {name: spec.values for name, spec in recipe.inputs.items()}
-        return {f"sample.{name}": folder / item.path for name, item in values.items() if isinstance(item, FileInput)}
+        found = {}
+        for name, spec in recipe.inputs.items():
+            if isinstance(spec.values, FileInput):
+                _checked(folder / spec.values.path, spec.values.sha256)
+                found[f"sample.{name}"] = folder / spec.values.path
+        return found
 
     def _make_key(self, recipe: Recipe) -> Key:
         if not isinstance(recipe.source, PythonSource):
@@ -132,7 +141,7 @@ class Models:
     def _recipe_files(self, recipe: Recipe) -> dict[str, str]:
         folder = self.project.recipes / recipe.name
         files = sorted(path for path in folder.rglob("*") if path.is_file() and _matters(path.relative_to(folder)))
-        return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {path.relative_to(folder).as_posix(): durable.sha256_file(path) for path in files}
 
     def _fetch(self, recipe: Recipe, fetcher: Fetcher) -> dict[str, Path | bytes]:
         source = recipe.source
@@ -141,12 +150,7 @@ class Models:
             raise TypeError(msg)
         if not isinstance(source, OnnxSource):
             return {MODEL: fetcher.model(source)}
-        path = self.project.recipes / recipe.name / source.path
-        content = path.read_bytes()
-        if (actual := hashlib.sha256(content).hexdigest()) != source.sha256:
-            why = f"expected {source.sha256}\nactual   {actual}"
-            raise EnginefarmError(Reason.DIGEST_MISMATCH, f"{path} is another file than the recipe says", why=why)
-        return {MODEL: content}
+        return {MODEL: _checked(self.project.recipes / recipe.name / source.path, source.sha256)}
 
     def _export(self, recipe: Recipe, fetcher: Fetcher, stages: StageRunner) -> dict[str, Path | bytes]:
         subject = Subject(
@@ -207,6 +211,13 @@ def inputs_document(recipe: Recipe) -> dict[str, Any]:
             values = {"kind": "file", "path": f"in/sample.{name}.npy"}
         document[name] = {"dtype": spec.dtype, **values}
     return document
+
+
+def _checked(path: Path, sha256: str) -> Path:
+    if (actual := durable.sha256_file(path)) != sha256:
+        why = f"expected {sha256}\nactual   {actual}"
+        raise EnginefarmError(Reason.DIGEST_MISMATCH, f"{path} is another file than the recipe says", why=why)
+    return path
 
 
 def _identity(store: Store, entry: Entry) -> dict[str, str]:

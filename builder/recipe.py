@@ -5,24 +5,46 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StringConstraints, model_validator
 from typing_extensions import Self
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=80)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-GitRevision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
-PinnedPackage = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*$")]
-EntryPoint = Annotated[str, StringConstraints(pattern=r"^[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*$")]
-RelativePath = Annotated[str, StringConstraints(pattern=r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$")]
-HttpUrl = Annotated[str, StringConstraints(pattern=r"^https://[^\s]+$")]
-Dim = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_NAME = r"^[a-z0-9][a-z0-9._-]*$"
+_SHA256 = r"^[0-9a-f]{64}$"
+_REVISION = r"^[0-9a-f]{40}$"
+_PINNED = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*$"
+_ENTRY = r"^(?!/)(?!.*(^|/)\.\.(/|$))[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*$"
+_RELATIVE = r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$"
+_HTTPS = r"^https://[^\s]+$"
+_REPOSITORY = r"^[^/\s]+/[^/\s]+$"
+
+# What the patterns ask for, in words.
+MEANING = {
+    _NAME: "lower-case letters, digits, dots, dashes and underscores",
+    _SHA256: "a SHA-256: 64 lower-case hex digits",
+    _REVISION: "a full commit hash: 40 lower-case hex digits; branches and tags move",
+    _PINNED: "name==version, nothing looser",
+    _ENTRY: "file.py:function inside the recipe's folder",
+    _RELATIVE: "a path inside the recipe's folder, without ..",
+    _HTTPS: "an https:// address",
+    _REPOSITORY: "owner/name",
+}
+
+Name = Annotated[str, StringConstraints(pattern=_NAME, max_length=80)]
+Sha256 = Annotated[str, StringConstraints(pattern=_SHA256)]
+GitRevision = Annotated[str, StringConstraints(pattern=_REVISION)]
+PinnedPackage = Annotated[str, StringConstraints(pattern=_PINNED)]
+EntryPoint = Annotated[str, StringConstraints(pattern=_ENTRY)]
+RelativePath = Annotated[str, StringConstraints(pattern=_RELATIVE)]
+HttpUrl = Annotated[str, StringConstraints(pattern=_HTTPS)]
+Repository = Annotated[str, StringConstraints(pattern=_REPOSITORY)]
+Dim = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
 Shape = list[Dim]
 
 
 class Strict(BaseModel):
     """Unknown keys are mistakes; a recipe never changes after it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re")
+    model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re", allow_inf_nan=False)
 
 
 class Precision(str, Enum):
@@ -71,7 +93,7 @@ class HuggingFaceSource(Strict):
     """An ONNX file in a Hugging Face repository."""
 
     kind: Literal["huggingface"] = Field(description="An ONNX file in a Hugging Face repository.")
-    repo: Annotated[str, StringConstraints(pattern=r"^[^/\s]+/[^/\s]+$")] = Field(description="owner/name.")
+    repo: Repository = Field(description="owner/name.")
     revision: GitRevision = Field(description="Full commit hash; branches and tags move.")
     path: RelativePath = Field(description="Path inside the repository.")
     sha256: Sha256 = Field(description="SHA-256 of the file.")
@@ -86,7 +108,7 @@ class PretrainedFile(Strict):
     """Where published weights lie. Exactly one of url and repo."""
 
     url: HttpUrl | None = Field(default=None, description="https address of the weights file.")
-    repo: Annotated[str, StringConstraints(pattern=r"^[^/\s]+/[^/\s]+$")] | None = Field(
+    repo: Repository | None = Field(
         default=None, description="Hugging Face repository, owner/name."
     )
     revision: GitRevision | None = Field(default=None, description="Full commit hash of the repository.")
@@ -108,7 +130,7 @@ class SeededWeights(Strict):
     """Random weights from a seed: the real architecture without the real knowledge; said so in every manifest."""
 
     kind: Literal["seeded"] = Field(description="Random weights from a seed.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of every random generator at export.")
+    seed: StrictInt = Field(default=0, ge=0, lt=2**32, description="Seed of every random generator at export.")
     pretrained: PretrainedFile | None = Field(
         default=None, description="Where the published weights lie, recorded but not used."
     )
@@ -134,7 +156,7 @@ Weights = Annotated[SeededWeights | PretrainedWeights, Field(discriminator="kind
 class Export(Strict):
     """How PyTorch becomes ONNX."""
 
-    opset: int = Field(default=17, ge=13, le=23, description="ONNX opset.")
+    opset: StrictInt = Field(default=17, ge=13, le=23, description="ONNX opset.")
     exporter: Literal["torchscript", "dynamo"] = Field(default="torchscript", description="PyTorch's exporter.")
     input_names: list[str] = Field(min_length=1, description="Names of the graph inputs, in call order.")
     output_names: list[str] = Field(min_length=1, description="Names of the graph outputs, in return order.")
@@ -178,10 +200,10 @@ class ShapeProfile(Strict):
 class Tolerance(Strict):
     """Largest distance from the reference; a metric that is absent is not checked."""
 
-    max_abs: float | None = Field(default=None, ge=0, description="Largest absolute difference.")
-    max_rel: float | None = Field(default=None, ge=0, description="Largest difference relative to the reference.")
-    mse: float | None = Field(default=None, ge=0, description="Mean squared error.")
-    cosine: float | None = Field(default=None, ge=-1, le=1, description="Smallest cosine similarity.")
+    max_abs: StrictFloat | None = Field(default=None, ge=0, description="Largest absolute difference.")
+    max_rel: StrictFloat | None = Field(default=None, ge=0, description="Largest difference relative to the reference.")
+    mse: StrictFloat | None = Field(default=None, ge=0, description="Mean squared error.")
+    cosine: StrictFloat | None = Field(default=None, ge=-1, le=1, description="Smallest cosine similarity.")
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -219,27 +241,27 @@ class NormalInput(Strict):
     """Normally distributed values from a seed."""
 
     kind: Literal["normal"] = Field(description="Normally distributed values from a seed.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed.")
-    mean: float = Field(default=0.0, description="Mean.")
-    std: float = Field(default=1.0, ge=0, description="Standard deviation.")
+    seed: StrictInt = Field(default=0, ge=0, lt=2**32, description="Seed.")
+    mean: StrictFloat = Field(default=0.0, description="Mean.")
+    std: StrictFloat = Field(default=1.0, ge=0, description="Standard deviation.")
 
 
 class UniformInput(Strict):
     """Uniformly distributed values from a seed."""
 
     kind: Literal["uniform"] = Field(description="Uniformly distributed values from a seed.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed.")
-    low: float = Field(default=0.0, description="Smallest value.")
-    high: float = Field(default=1.0, description="Largest value.")
+    seed: StrictInt = Field(default=0, ge=0, lt=2**32, description="Seed.")
+    low: StrictFloat = Field(default=0.0, description="Smallest value.")
+    high: StrictFloat = Field(default=1.0, description="Largest value.")
 
 
 class IntsInput(Strict):
     """Whole numbers from a seed."""
 
     kind: Literal["ints"] = Field(description="Whole numbers from a seed.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Seed.")
-    low: int = Field(default=0, description="Smallest value.")
-    high: int = Field(description="One more than the largest value.")
+    seed: StrictInt = Field(default=0, ge=0, lt=2**32, description="Seed.")
+    low: StrictInt = Field(default=0, description="Smallest value.")
+    high: StrictInt = Field(description="One more than the largest value.")
 
 
 class FileInput(Strict):
@@ -265,20 +287,20 @@ class InputSpec(Strict):
 class BuildOptions(Strict):
     """TensorRT builder settings; a stack that lacks one refuses the job while planning."""
 
-    workspace_mib: int | None = Field(default=None, ge=1, description="Workspace limit in MiB; null: TensorRT's own.")
-    optimization_level: int | None = Field(default=None, ge=0, le=5, description="Builder optimisation level.")
+    workspace_mib: StrictInt | None = Field(default=None, ge=1, description="Workspace limit in MiB; null: TensorRT's own.")
+    optimization_level: StrictInt | None = Field(default=None, ge=0, le=5, description="Builder optimisation level.")
     hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
         default="none", description="Run on other GPUs than the one built on."
     )
-    version_compatible: bool = Field(default=False, description="Run under other minor releases of TensorRT.")
-    strip_weights: bool = Field(default=False, description="Leave refittable weights out of the engine.")
+    version_compatible: StrictBool = Field(default=False, description="Run under other minor releases of TensorRT.")
+    strip_weights: StrictBool = Field(default=False, description="Leave refittable weights out of the engine.")
 
 
 class BenchSettings(Strict):
     """How an engine is timed on a GPU."""
 
-    warmup: int = Field(default=20, ge=0, description="Untimed runs before the timed ones.")
-    iterations: int = Field(default=200, ge=1, description="Timed runs.")
+    warmup: StrictInt = Field(default=20, ge=0, description="Untimed runs before the timed ones.")
+    iterations: StrictInt = Field(default=200, ge=1, description="Timed runs.")
 
 
 class Recipe(Strict):

@@ -28,11 +28,12 @@ def load_catalogue(project: Project, selection: Selection) -> Catalogue:
             RECIPE_INVALID with every problem.
 
     """
-    targets = choose_targets(load_targets(), selection.targets)
+    known_targets = load_targets()
+    targets = choose_targets(known_targets, selection.targets)
     stacks = load_stacks(project.images)
     chosen = choose_stacks(stacks, selection.stacks)
     return Catalogue(
-        recipes=select_recipes(load_recipes(project.recipes), selection.recipes),
+        recipes=select_recipes(load_recipes(project.recipes, build_stacks(stacks), known_targets), selection.recipes),
         stacks=chosen,
         targets=targets,
         all_stacks=tuple(build_stacks(stacks).values()),

@@ -1,0 +1,258 @@
+"""Reads recipe.yaml files. Every problem of every file is reported at once, with its line and the nearest valid name."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from builder import yaml_nodes
+from builder.errors import EnginefarmError, ErrorGroup, Reason
+from builder.recipe import MEANING, FileInput, OnnxSource, PythonSource, Recipe
+from builder.targets import suggestion
+
+FILE = "recipe.yaml"
+_LARGEST = 1 << 20
+_WANTED = {
+    "string_type": "must be text",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping of names to values",
+    "model_type": "must be a mapping of names to values",
+    "model_attributes_type": "must be a mapping of names to values",
+    "finite_number": "must be a finite number",
+}
+
+
+def load_recipes(
+    folder: Path, stacks: Iterable[str] | None = None, targets: Iterable[str] | None = None
+) -> dict[str, Recipe]:
+    """Read all recipes of a project, by name. With `stacks` and `targets`, names that recipes mention are checked too.
+
+    Raises:
+        EnginefarmError: RECIPE_INVALID (or the single problem's own reason), holding every problem of every file.
+
+    """
+    known = _Known(stacks, targets)
+    recipes: dict[str, Recipe] = {}
+    errors: list[EnginefarmError] = []
+    for path in sorted(folder.glob(f"*/{FILE}")):
+        found = _read(path, known)
+        if isinstance(found, Recipe):
+            recipes[found.name] = found
+        else:
+            errors += found
+    _raise(errors)
+    return recipes
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read one recipe.
+
+    Raises:
+        EnginefarmError: as `load_recipes`.
+
+    """
+    found = _read(path, _Known(None, None))
+    if isinstance(found, Recipe):
+        return found
+    _raise(found)
+    raise AssertionError(path)
+
+
+class _Known:
+    def __init__(self, stacks: Iterable[str] | None, targets: Iterable[str] | None) -> None:
+        self.names = {
+            "stacks": None if stacks is None else sorted(stacks),
+            "targets": None if targets is None else list(targets),
+        }
+
+
+def _raise(errors: Sequence[EnginefarmError]) -> None:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        files = len({(error.where or "").rsplit(":", 2)[0] for error in errors})
+        many = f"{files} recipe files have" if files > 1 else "the recipe has"
+        raise ErrorGroup(Reason.RECIPE_INVALID, f"{many} {len(errors)} problems", tuple(errors))
+
+
+def _read(path: Path, known: _Known) -> Recipe | list[EnginefarmError]:
+    shown = _shown(path)
+    try:
+        text = _text(path, shown)
+        content = yaml_nodes.load(text)
+    except yaml_nodes.YamlProblem as problem:
+        where = f"{shown}:{problem.place.line}:{problem.place.column}"
+        return [EnginefarmError(Reason.RECIPE_INVALID, problem.what, where=where)]
+    except EnginefarmError as error:
+        return [error]
+    if not isinstance(content, dict):
+        what = "the file is empty" if content is None else "the file is not a mapping of names to values"
+        fix = "start from recipes/tiny-mlp/recipe.yaml"
+        return [EnginefarmError(Reason.RECIPE_INVALID, what, where=f"{shown}:1:1", fix=fix)]
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        return [*_folder_name(content.get("name"), path, text, shown), *(_translate(e, text, shown) for e in error.errors())]
+    return _beyond_the_model(recipe, path, text, shown, known) or recipe
+
+
+def _text(path: Path, shown: str) -> str:
+    if not path.is_file():
+        raise EnginefarmError(Reason.FILE_MISSING, f"there is no {shown}")
+    if path.stat().st_size > _LARGEST:
+        raise EnginefarmError(Reason.RECIPE_INVALID, "a recipe is at most 1 MiB long", where=shown)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start} is not UTF-8"
+        raise EnginefarmError(Reason.RECIPE_INVALID, what, where=shown, fix="save the file as UTF-8") from error
+
+
+def _beyond_the_model(recipe: Recipe, path: Path, text: str, shown: str, known: _Known) -> list[EnginefarmError]:
+    """Check what needs more than the file itself: its folder's name, files beside it, names of stacks and targets."""
+    errors = _folder_name(recipe.name, path, text, shown)
+
+    def complain(reason: Reason, place: Sequence[str | int], what: str, fix: str) -> None:
+        found = yaml_nodes.locate(text, place, key=False)
+        errors.append(EnginefarmError(reason, what, where=f"{shown}:{found.line}:{found.column}", fix=fix))
+
+    for place, relative in _files(recipe):
+        if not (path.parent / relative).is_file():
+            complain(Reason.FILE_MISSING, place, f"{relative} is not in the recipe's folder", "add it or correct the path")
+    named: list[tuple[str, tuple[str, ...], list[str]]] = [("stacks", ("stacks",), recipe.stacks or [])]
+    named.append(("targets", ("targets",), recipe.targets or []))
+    for precision, settings in recipe.precisions.items():
+        named.append(("targets", ("precisions", precision.value, "targets"), settings.targets or []))
+    for kind, place, names in named:
+        valid = known.names[kind]
+        for index, name in enumerate(names):
+            if valid is not None and name not in valid:
+                fix = suggestion(name, valid, kind)
+                complain(Reason.RECIPE_INVALID, [*place, index], f"there is no {kind[:-1]} {name!r}", fix)
+    return errors
+
+
+def _folder_name(name: Any, path: Path, text: str, shown: str) -> list[EnginefarmError]:
+    if not isinstance(name, str) or name == path.parent.name:
+        return []
+    place = yaml_nodes.locate(text, ["name"], key=False)
+    what = f"name is {name!r}, but the recipe's folder is {path.parent.name!r}"
+    where = f"{shown}:{place.line}:{place.column}"
+    return [EnginefarmError(Reason.RECIPE_INVALID, what, where=where, fix="give both the same name")]
+
+
+def _files(recipe: Recipe) -> list[tuple[Sequence[str], str]]:
+    files: list[tuple[Sequence[str], str]] = []
+    if isinstance(recipe.source, OnnxSource):
+        files.append((("source", "path"), recipe.source.path))
+    if isinstance(recipe.source, PythonSource):
+        files.append((("source", "entry"), recipe.source.entry.rpartition(":")[0]))
+    for name, spec in recipe.inputs.items():
+        if isinstance(spec.values, FileInput):
+            files.append((("inputs", name, "values", "path"), spec.values.path))
+    return files
+
+
+def _translate(item: ErrorDetails, text: str, shown: str) -> EnginefarmError:
+    location = tuple(step for step in item["loc"] if step != "[key]")
+    is_key = "[key]" in item["loc"] or item["type"] in {"extra_forbidden", "missing"}
+    place = yaml_nodes.locate(text, location, key=is_key)
+    annotation, path = _follow(location)
+    what, fix = _words(item, path, annotation)
+    return EnginefarmError(Reason.RECIPE_INVALID, what, where=f"{shown}:{place.line}:{place.column}", fix=fix)
+
+
+def _words(item: ErrorDetails, path: str, parent: Any) -> tuple[str, str | None]:
+    kind, context, value = item["type"], item.get("ctx", {}), item["input"]
+    name = path.rpartition(".")[2]
+    if kind == "missing":
+        section = f" in {path.rpartition('.')[0]}" if "." in path else ""
+        return f"{name} is missing{section}", f"add {name}: {_description(parent, name)}"
+    if kind == "extra_forbidden":
+        return f"unknown key {name!r}", suggestion(name, list(getattr(parent, "model_fields", {})), "known keys")
+    if kind in {"enum", "literal_error", "union_tag_invalid"}:
+        expected = context.get("expected") or context.get("expected_tags") or ""
+        allowed = [word.strip(" '") for word in str(expected).replace(" or ", ", ").split(",")]
+        given = context.get("tag", value)
+        label = f"{path}.kind" if kind == "union_tag_invalid" else path
+        return f"{label}: {given!r} is not one of the values allowed", suggestion(str(given), allowed, "values")
+    if kind == "union_tag_not_found":
+        return f"kind is missing in {path}", "add kind: and one of the kinds in docs/recipe.md"
+    if kind == "value_error":
+        return f"{path}: {item['msg'].removeprefix('Value error, ')}" if path else item["msg"][len("Value error, ") :], None
+    if kind == "string_pattern_mismatch":
+        return f"{path}: {value!r} must be {MEANING.get(context['pattern'], context['pattern'])}", None
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f"{path}: YAML reads {value!r} here, text is wanted", f'put it into quotes: "{value}"'
+    if kind in {"greater_than_equal", "less_than_equal", "greater_than", "less_than"}:
+        sign = {"greater_than_equal": "at least", "less_than_equal": "at most", "greater_than": "more than"}
+        return f"{path}: {value!r} must be {sign.get(kind, 'less than')} {next(iter(context.values()))}", None
+    if kind in {"too_short", "string_too_short"}:
+        return f"{path}: must not be empty", None
+    return f"{path}: {value!r} {_WANTED.get(kind, item['msg'])}", None
+
+
+def _description(model: Any, name: str) -> str:
+    fields: Mapping[str, Any] = getattr(model, "model_fields", {})
+    return fields[name].description or "" if name in fields else ""
+
+
+def _follow(location: Sequence[str | int]) -> tuple[Any, str]:
+    """Follow a location through the model: the model that holds its last step, and the path without union tags."""
+    current: Any = Recipe
+    holder: Any = Recipe
+    path = ""
+    for step in location:
+        options = _options(current)
+        tagged = next((option for option in options if _tag(option) == step), None)
+        if tagged is not None and len(options) > 1:
+            current = tagged
+            continue
+        holder = next((option for option in options if _is_model(option)), current)
+        current = _child(options, step)
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
+    return holder, path
+
+
+def _options(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in {Union, types.UnionType}:
+        return [option for part in get_args(annotation) if part is not type(None) for option in _options(part)]
+    return [annotation]
+
+
+def _child(options: list[Any], step: str | int) -> Any:
+    for option in options:
+        if _is_model(option) and step in option.model_fields:
+            return option.model_fields[step].annotation
+        if get_origin(option) in {list, dict}:
+            return get_args(option)[-1]
+    return None
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _tag(model: Any) -> str | None:
+    kind = getattr(model, "model_fields", {}).get("kind")
+    if kind is None or get_origin(kind.annotation) is not Literal:
+        return None
+    return str(get_args(kind.annotation)[0])
+
+
+def _shown(path: Path) -> str:
+    try:
+        return path.resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return str(path)
