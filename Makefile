@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build-engines plan test test-integration lint format bench schema clean
+.PHONY: help setup build-engines plan test test-integration lint format locks bench schema clean
 
 help:  ## print this list
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || grep '##' $(MAKEFILE_LIST)
+	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build-engines: $(VENV)/.ready  ## set up and build the engines of TARGET (ampere); more options in ARGS
 	@$(BIN)/enginefarm build --target $(TARGET) $(ARGS)
@@ -29,6 +29,9 @@ lint: $(VENV)/.ready-dev  ## style, types, import rules, shell, generated files
 
 format: $(VENV)/.ready-dev  ## format the Python files
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+locks: $(VENV)/.ready  ## write the lock files again; ARGS=--upgrade takes the newest versions
+	@$(BIN)/python scripts/update-locks.py $(ARGS)
 
 bench: $(VENV)/.ready-dev  ## measure and write a Markdown table to benchmarks/results
 	@$(BIN)/python benchmarks/spine.py $(ARGS)
