@@ -11,7 +11,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from . import addresses
 from .protocol import PROTOCOL, ProtocolError, StageFailure, read_job, write_json
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m builder.worker STAGE_DIR\n")
         return 2
     _die_with_the_farm()
-    addresses.start_again_if_needed(arguments)
     os.chdir(arguments[0])
     job = read_job("job.json")
     os.makedirs("out", exist_ok=True)

@@ -1,8 +1,9 @@
-"""Fixed memory addresses for the builder: TensorRT orders some of its work by pointers, and the bytes follow.
+"""Repeating memory addresses for the builder: TensorRT orders some of its work by pointers, and the bytes follow.
 
-Three things make the addresses the same in every run of one Python and one TensorRT: no address randomisation, one
-stack limit (the kernel lays out memory below it), and a fresh thread, whose heap no earlier allocation has touched
-(those depend on the environment and on the length of paths).
+Addresses repeat for one Python and one TensorRT without address randomisation, with one stack limit (the kernel lays
+out memory below it), and with all of the build in the heap of a fresh thread, which no earlier allocation has touched
+(those depend on the environment and on the length of paths) and which no allocation leaves for a mapping of its own.
+Helper threads of TensorRT remain a source of chance when other programs compete for the processor.
 """
 
 from __future__ import annotations
@@ -22,24 +23,40 @@ Result = TypeVar("Result")
 ADDR_NO_RANDOMIZE = 0x0040000
 ASK = 0xFFFFFFFF
 STACK_BYTES = 8 << 20
+# No per-thread caches (what a helper thread leaves there depends on timing), no mappings for large blocks. The padding
+# and the huge pages win back the time that the caches would have saved.
+TUNABLES = ":".join(
+    f"glibc.malloc.{name}={value}"
+    for name, value in [
+        ("tcache_count", 0),
+        ("mmap_threshold", 32 << 20),
+        ("top_pad", 32 << 20),
+        ("trim_threshold", 4 << 30),
+        ("hugetlb", 1),
+    ]
+)
 
 
 def are_fixed() -> bool:
-    """Tell whether this process runs without address randomisation."""
-    return bool(ctypes.CDLL(None).personality(ctypes.c_ulong(ASK)) & ADDR_NO_RANDOMIZE)
+    """Tell whether this process runs with the settings that make addresses repeat."""
+    return not _randomized() and os.environ.get("GLIBC_TUNABLES") == TUNABLES
 
 
-def start_again_if_needed(arguments: list[str]) -> None:
-    """Replace this process by one with fixed addresses; go on as it is where the system forbids that."""
+def _randomized() -> bool:
+    return not ctypes.CDLL(None).personality(ctypes.c_ulong(ASK)) & ADDR_NO_RANDOMIZE
+
+
+def fix() -> None:
+    """Start this stage again in a process with fixed addresses; go on as it is where the system forbids that."""
     if are_fixed():
         return
     library = ctypes.CDLL(None)
     library.personality(ctypes.c_ulong(library.personality(ctypes.c_ulong(ASK)) | ADDR_NO_RANDOMIZE))
-    if not are_fixed():
+    if _randomized():
         sys.stderr.write("warning: address randomisation stays on, so a rebuild may give other bytes\n")
         return
     _limit_stack()
-    _restart(arguments)
+    _restart()
 
 
 def _limit_stack() -> None:
@@ -48,8 +65,11 @@ def _limit_stack() -> None:
         resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
 
 
-def _restart(arguments: list[str]) -> NoReturn:
-    os.execv(sys.executable, [sys.executable, "-m", __package__, *arguments])  # noqa: S606  (the same program again)
+def _restart() -> NoReturn:
+    # Settings of malloc from outside would give other addresses.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-m", __package__, os.curdir]
+    os.execve(sys.executable, command, {**environment, "GLIBC_TUNABLES": TUNABLES})  # noqa: S606  (this program again)
 
 
 def in_fresh_heap(function: Callable[..., Result], *arguments: Any) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import addresses
 from .protocol import Outcome
 from .trt import adapter, read_request
 
@@ -14,12 +15,13 @@ ENGINE = "out/model.plan"
 
 
 def run(job: Job) -> Outcome:
-    """Build the engine.
+    """Build the engine, in a process whose memory layout repeats.
 
     Raises:
         StageFailure: what TensorRT refuses, with its own words.
 
     """
+    addresses.fix()
     request = read_request(job)
     data = adapter(request.family).build(request, job.inputs["lowered"], ENGINE)
     return Outcome({"engine": ENGINE}, data)

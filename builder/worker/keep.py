@@ -27,6 +27,8 @@ TYPED_OPS = (
     "MelWeightMatrix",
     "QuantizeLinear",
 )
+# TensorRT knows no kernel for them in this format.
+NO_KERNEL = {"fp16": (), "bf16": ("ConvTranspose",)}
 # They pass values on unchanged, so what is out of range before them is so behind them.
 MOVES = ("Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 INTEGERS = (TensorProto.INT32, TensorProto.INT64)
@@ -57,6 +59,8 @@ def choose(
             reasons[node.name] = f"operator {node.op_type} named by the recipe"
         elif (node.op_type in always or node.op_type in TYPED_OPS) and _touches_floats(node, types):
             reasons[node.name] = f"operator {node.op_type} is not lowered"
+        elif node.op_type in NO_KERNEL[precision]:
+            reasons[node.name] = f"TensorRT has no {precision} kernel for {node.op_type}"
     for name in _shape_arithmetic(model.graph, types):
         reasons.setdefault(name, "computes with shapes, which FP16 and BF16 round")
     out_of_range = _out_of_range(model.graph, LARGEST[precision])

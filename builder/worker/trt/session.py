@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ BAD_PROFILE = (
     "in profile",
     "profile has",
 )
+WARNING = 2
+NO_KERNEL = re.compile(r"Cannot compile operation '(?P<node>[^']+)' for (?P<target>[^:]+): (?P<why>[^.]+)\.")
+NO_TYPE = "because the model contains hw-specific datatypes"
 # Said by every build on a machine without a driver; never the cause of a failure.
 NOISE = ("cudaerror 35", "thread context has not been set", "parameter check failed, condition: profile->isvalid")
 
@@ -46,8 +50,8 @@ class Log:
 
     def note(self, severity: int, message: str) -> None:
         """Keep one message; `severity` counts from 0 (internal error) over 1 (error) to 2 (warning)."""
-        sys.stderr.write(f"{'warning' if severity == 2 else 'error'}: {message}\n")  # noqa: PLR2004
-        (self.warnings if severity == 2 else self.errors).append(message)  # noqa: PLR2004
+        sys.stderr.write(f"{'warning' if severity == WARNING else 'error'}: {message}\n")
+        (self.warnings if severity == WARNING else self.errors).append(message)
 
     @property
     def causes(self) -> list[str]:
@@ -61,8 +65,9 @@ def _logger(trt: Any, log: Log) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if int(severity) <= int(trt.ILogger.Severity.WARNING):
-                log.note(int(severity), message)
+            level = int(severity)
+            if level <= WARNING:  # most calls are chatter of higher levels, some 10 000 in a build
+                log.note(level, message)
 
     return Logger()
 
@@ -78,6 +83,16 @@ def build_failure(log: Log, message: str) -> StageFailure:
     if any(text in said for text in BAD_PROFILE):
         fix = "change the shape profile to shapes that the graph can compute"
         return StageFailure("profile-invalid", message, why=why, fix=fix, details=details)
+    if NO_TYPE in said:
+        fix = "choose another precision or target"
+        return StageFailure("precision-unsupported", "a GPU of the list lacks this precision", why=why, fix=fix, details=details)
+    refused = list(NO_KERNEL.finditer(why))
+    if refused:
+        first = refused[0]
+        text = f"TensorRT cannot compile node {first['node']} for {first['target']}: {first['why']}"
+        nodes = [{"node": match["node"], "op": "", "error": match["why"]} for match in refused]
+        fix = "choose another precision, target or stack for this model"
+        return StageFailure("op-unsupported", text, why=why, fix=fix, details={**details, "nodes": nodes})
     fix = "raise build.workspace_mib" if "workspace limit" in said else "read TensorRT's message"
     return StageFailure("build-failed", message, why=why, fix=fix, details=details)
 
