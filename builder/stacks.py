@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,7 +88,7 @@ class Stack:
     @property
     def lock_sha256(self) -> str:
         """SHA-256 of the lock text, hex."""
-        return hashlib.sha256(self.lock.encode()).hexdigest()
+        return _sha256(self.lock)
 
     @property
     def build(self) -> BuildStackFile:
@@ -99,15 +100,7 @@ class Stack:
 
     def packages(self, python: str) -> tuple[str, ...]:
         """List the pins (`name==version`) that the lock means for a Python such as "3.11", sorted."""
-        environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-        environment |= {"platform_machine": self.spec.platform.replace("linux/amd64", "x86_64").split("/")[-1]}
-        return tuple(
-            sorted(
-                match["pin"]
-                for match in _REQUIREMENT.finditer(self.lock)
-                if match["marker"] is None or Marker(match["marker"].strip()).evaluate(environment)
-            )
-        )
+        return _packages(self.lock, python, self.spec.platform)
 
 
 def load_stacks(images: Path) -> dict[str, Stack]:
@@ -160,3 +153,25 @@ def _load(path: Path) -> Stack:
             Reason.STACK_INVALID, f"name is {spec.name!r} but the folder is {path.parent.name!r}", where=str(path)
         )
     return Stack(folder=path.parent, spec=spec, lock=lock)
+
+
+@cache
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _packages(lock: str, python: str, platform: str) -> tuple[str, ...]:
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "sys_platform": "linux",
+        "platform_machine": platform.replace("linux/amd64", "x86_64").split("/")[-1],
+    }
+    return tuple(
+        sorted(
+            match["pin"]
+            for match in _REQUIREMENT.finditer(lock)
+            if match["marker"] is None or Marker(match["marker"].strip()).evaluate(environment)
+        )
+    )

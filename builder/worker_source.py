@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-from collections.abc import Iterable
+import re
+from functools import cache
 from pathlib import Path
 
+_RELATIVE_IMPORT = re.compile(r"^\s*from (\.+)([\w.]*) import (\([^)]*\)|[^\n#]*)", re.MULTILINE)
+_NAME = re.compile(r"\w+")
 WORKER = Path(__file__).parent / "worker"
 ENGINE_STAGES = ("lower", "build")
 PROOF_STAGES = ("examine", "verify")
 EXPORT_STAGES = ("export",)
 
 
-def worker_sha256(stages: Iterable[str], family: str | None = None, worker: Path = WORKER) -> str:
+@cache
+def worker_sha256(stages: tuple[str, ...], family: str | None = None, worker: Path = WORKER) -> str:
     """Hash the modules of the stages and all that they import from the worker, by relative path and content.
 
     `family` adds that TensorRT family's adapter, which stages import by name; other families' adapters do not count.
@@ -42,12 +45,11 @@ def _closure(start: list[Path], worker: Path) -> set[Path]:
 
 def _imports(path: Path, worker: Path) -> list[Path]:
     found: list[Path] = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if not isinstance(node, ast.ImportFrom) or node.level == 0:
-            continue
-        base = path.parents[node.level - 1]
-        folder = base.joinpath(*node.module.split(".")) if node.module else base
+    # a pattern, not a parser: this runs at the start of every command, and a false hit only names a file that exists
+    for dots, module, names in _RELATIVE_IMPORT.findall(path.read_text(encoding="utf-8")):
+        base = path.parents[len(dots) - 1]
+        folder = base.joinpath(*module.split(".")) if module else base
         found += [folder.with_suffix(".py"), folder / "__init__.py"]
-        for alias in node.names:
-            found += [folder / f"{alias.name}.py", folder / alias.name / "__init__.py"]
+        for name in _NAME.findall(names):
+            found += [folder / f"{name}.py", folder / name / "__init__.py"]
     return [item for item in found if item.is_file() and item.is_relative_to(worker)]
