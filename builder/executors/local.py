@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import builder
@@ -27,6 +29,7 @@ class LocalExecutor:
         self._install = install
         self._cancel = cancel
         self._located: dict[str, Environment] = {}
+        self._processors = _Processors()
 
     def runtime(self, stack: Stack) -> Runtime:
         """Name the stack's packages for the Python that its environment would have."""
@@ -59,12 +62,33 @@ class LocalExecutor:
         env |= {"PYTHONPATH": str(_SOURCE), "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
         env |= {"HOME": str(scratch), "TMPDIR": str(scratch)}
         argv = [str(self._environment(stack).python), "-m", "builder.worker", str(request.folder)]
-        outcome = process.run(
-            argv, cwd=request.folder, env=env, log=request.log, timeout_s=request.timeout_s, cancel=self._cancel
-        )
+        with self._processors.lend() as processor:
+            env["ENGINEFARM_CPU"] = str(processor)
+            outcome = process.run(
+                argv, cwd=request.folder, env=env, log=request.log, timeout_s=request.timeout_s, cancel=self._cancel
+            )
         return collect(request, outcome)
 
     def _environment(self, stack: Stack) -> Environment:
         if stack.name not in self._located:
             self._located[stack.name] = environments.locate(stack, self._home)
         return self._located[stack.name]
+
+
+class _Processors:
+    """Spreads stages over processors: a stage that has to stay on one must not share it with another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = dict.fromkeys(sorted(os.sched_getaffinity(0)), 0)
+
+    @contextmanager
+    def lend(self) -> Iterator[int]:
+        with self._lock:
+            processor = min(self._users, key=lambda number: self._users[number])
+            self._users[processor] += 1
+        try:
+            yield processor
+        finally:
+            with self._lock:
+                self._users[processor] -= 1
