@@ -104,7 +104,7 @@ def find_python(versions: tuple[str, ...], stack: str) -> BasePython:
     raise EnginefarmError(
         Reason.PYTHON_MISSING,
         f"stack {stack} needs Python {listed}; this is {own} and no other was found",
-        fix=f"install python{versions[-1]} (your distribution, `uv python install {versions[-1]}` or pyenv) and run again",
+        fix=f"install python{versions[-1]} (distribution, `uv python install {versions[-1]}` or pyenv) and run again",
     )
 
 

@@ -70,7 +70,11 @@ class Reason(Enum):
         "105", "stack-invalid", ExitCode.BAD_INPUT, "a stack or target file is malformed", "correct the lines"
     )
     FILE_MISSING = _info(
-        "106", "file-missing", ExitCode.BAD_INPUT, "a file that a recipe names is not there", "add it or correct the path"
+        "106",
+        "file-missing",
+        ExitCode.BAD_INPUT,
+        "a file that a recipe names is not there",
+        "add it or correct the path",
     )
     DIGEST_MISMATCH = _info(
         "107",
@@ -87,7 +91,11 @@ class Reason(Enum):
         "run inside a checkout, or name it with --project",
     )
     NAME_UNKNOWN = _info(
-        "109", "name-unknown", ExitCode.BAD_INPUT, "nothing in the store has this name", "`enginefarm ls` lists the store"
+        "109",
+        "name-unknown",
+        ExitCode.BAD_INPUT,
+        "nothing in the store has this name",
+        "`enginefarm ls` lists the store",
     )
     PATH_OCCUPIED = _info(
         "110", "path-occupied", ExitCode.BAD_INPUT, "the folder to write to holds other files", "name an empty folder"
@@ -153,7 +161,11 @@ class Reason(Enum):
         "check network and proxy; a file already in the fetch cache needs no network",
     )
     DISK_FULL = _info(
-        "305", "disk-full", ExitCode.ENVIRONMENT, "not enough disk space", "free the bytes named, or move ENGINEFARM_HOME"
+        "305",
+        "disk-full",
+        ExitCode.ENVIRONMENT,
+        "not enough disk space",
+        "free the bytes named, or move ENGINEFARM_HOME",
     )
     STORE_READ_ONLY = _info(
         "306",
@@ -356,7 +368,7 @@ class EnginefarmError(Exception):
         }
 
 
-class ErrorGroup(EnginefarmError):
+class ErrorGroup(EnginefarmError):  # noqa: N818  # as ExceptionGroup
     """Several errors of one reason, reported together, for example every problem of a recipe file."""
 
     def __init__(self, reason: Reason, what: str, errors: tuple[EnginefarmError, ...]) -> None:

@@ -67,9 +67,7 @@ class JobRunner:
         started = time.monotonic()
         try:
             model = self.models.obtain(recipe, self.fetcher, self.stages)
-            work = Work(
-                job=job, recipe=recipe, runtime=runtime, model=model, samples=self.models.sample_files(recipe)
-            )
+            work = Work(job=job, recipe=recipe, runtime=runtime, model=model, samples=self.models.sample_files(recipe))
             keys = make_keys(job, recipe, model.identity, runtime)
             with named_lock(self.models.home, f"engine-{keys.engine.sha256}", self.stages.cancel, self._on_wait(job)):
                 return self._make(work, keys, started)
@@ -149,7 +147,7 @@ def read_manifest(store: Store, entry: Entry) -> Manifest:
 
 
 def save(store: Store, manifest: Manifest, engine: Path, key: Key, proof: Key) -> Entry:
-    """Put an engine with its manifest and key documents into the store; it takes the place of the job's entry for this key."""
+    """Put an engine with its manifest and key documents into the store; it replaces the job's entry for this key."""
     older = [entry for entry in store.find("engine", key.sha256) if entry.name == manifest.job]
     files: dict[str, Path | bytes] = {
         ENGINE: engine,

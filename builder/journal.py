@@ -79,7 +79,10 @@ class Journal:
         index: dict[tuple[str, str, str, str], list[JournalEntry]] = {}
         for entry in self.entries():
             if entry.status == "ok":
-                exact, loose = (entry.recipe, entry.precision, entry.stack, entry.stage), (entry.recipe, "", "", entry.stage)
+                exact, loose = (
+                    (entry.recipe, entry.precision, entry.stack, entry.stage),
+                    (entry.recipe, "", "", entry.stage),
+                )
                 index.setdefault(exact, []).append(entry)
                 index.setdefault(loose, []).append(entry)
         return index

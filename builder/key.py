@@ -41,7 +41,7 @@ class Runtime:
         """Return the part of a key document that names the software."""
         if self.image is not None:
             return {"name": self.stack.name, "image": self.image}
-        pins = [pin for pin in self.stack.packages(self.python)]
+        pins = list(self.stack.packages(self.python))
         return {"name": self.stack.name, "lock_sha256": self.stack.lock_sha256, "packages": pins}
 
 
@@ -154,7 +154,7 @@ def profiles_document(recipe: Recipe) -> list[dict[str, Any]]:
     return [profile.model_dump(mode="json") for profile in recipe.profiles]
 
 
-def differences(left: Document, right: Document, path: str = "") -> list[tuple[str, Any, Any]]:
+def differences(left: object, right: object, path: str = "") -> list[tuple[str, Any, Any]]:
     """List the leaves in which two documents differ, as (dotted path, left, right); None stands for absent."""
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         found = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from builder.errors import EnginefarmError, Reason
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -27,7 +27,9 @@ class RecipePart(Part):
     name: str = Field(description="Name of the recipe.")
     description: str = Field(description="One sentence for people.")
     licence: str = Field(description="Licence of the weights.")
-    weights: Literal["seeded", "pretrained"] = Field(description="Whether the weights are random or the published ones.")
+    weights: Literal["seeded", "pretrained"] = Field(
+        description="Whether the weights are random or the published ones."
+    )
     weights_detail: dict[str, Any] | None = Field(description="Seed, or digest and place of the weights file.")
     source: dict[str, Any] = Field(description="Where the model came from, as the recipe says.")
 
@@ -38,7 +40,9 @@ class PrecisionPart(Part):
     requested: str = Field(description="Precision asked for.")
     realised: str = Field(description="Precision of the compute layers: as requested, another one, or mixed.")
     share: float = Field(description="Share of compute in the requested precision, 0 to 1.")
-    share_basis: str = Field(description="What the share counts: macs (multiply-adds at the opt shape) or count (layers).")
+    share_basis: str = Field(
+        description="What the share counts: macs (multiply-adds at the opt shape) or count (layers)."
+    )
     source: str = Field(description="Where layer types were read: the network or the engine inspector.")
     layers: dict[str, Any] = Field(description="Layer counts and lists, as the examine stage found them.")
 
@@ -170,7 +174,9 @@ def load_manifest(content: bytes, where: str) -> Manifest:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
         fields = "\n".join(f"{'.'.join(map(str, item['loc'])) or 'file'}: {item['msg']}" for item in error.errors())
-        raise EnginefarmError(Reason.MANIFEST_INVALID, "the manifest is not readable", where=where, why=fields) from error
+        raise EnginefarmError(
+            Reason.MANIFEST_INVALID, "the manifest is not readable", where=where, why=fields
+        ) from error
 
 
 def manifest_schema() -> str:

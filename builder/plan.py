@@ -199,7 +199,9 @@ def _combine(
     for sm in able:
         if sm not in stack.build.sms:
             having = [s.name for s in catalogue.all_stacks if sm in s.build.sms]
-            fix = f"stacks for SM {sm}: {', '.join(having) or 'none yet'}; {stack.name} has {', '.join(stack.build.sms)}"
+            fix = (
+                f"stacks for SM {sm}: {', '.join(having) or 'none yet'}; {stack.name} has {', '.join(stack.build.sms)}"
+            )
             what = f"stack {stack.name} cannot build for SM {sm} ({target.name})"
             yield refuse(Reason.SM_MISMATCH, what, fix)
     for sms in _groups(stack, tuple(sm for sm in able if sm in stack.build.sms)):

@@ -39,7 +39,7 @@ class Outcome:
         return show(self.argv)
 
 
-def run(  # noqa: PLR0913  # what a process is
+def run(  # what a process is
     argv: Sequence[str],
     *,
     cwd: Path,

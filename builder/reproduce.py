@@ -1,4 +1,4 @@
-"""Rebuilds an engine from its source in fresh processes and an empty store, and states how far the result is the same."""
+"""Rebuilds an engine from its source in fresh processes and an empty store, and says how far it is the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener
@@ -35,7 +36,7 @@ class Reproduction:
     """The verdict. `level` is `bitwise` or `drifted`: without a GPU nothing in between can be told."""
 
     job: str
-    level: str
+    level: Literal["bitwise", "drifted"]
     rebuilds: int
     same: bool
     engine_sha256: str
@@ -44,7 +45,7 @@ class Reproduction:
     details: tuple[str, ...]
 
 
-def reproduce(  # noqa: PLR0913  # the parts of a run
+def reproduce(
     name: str, project: Project, home: Home, settings: Settings, listen: Listener, cancel: threading.Event
 ) -> Reproduction:
     """Rebuild the engine `name` (job id, key or engine digest) from the recipe on and compare every step.
@@ -75,7 +76,7 @@ def reproduce(  # noqa: PLR0913  # the parts of a run
     return verdict
 
 
-def _rebuild(  # noqa: PLR0913  # the parts of a run
+def _rebuild(  # noqa: PLR0913, PLR0917  # the parts of a run
     job: Job,
     entry: Entry,
     store: Store,

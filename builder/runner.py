@@ -43,7 +43,7 @@ class Settings:
         return self.jobs if self.jobs is not None else host.processors()
 
 
-def run(  # noqa: PLR0913  # the parts of a run
+def run(  # the parts of a run
     plan: Plan,
     catalogue: Catalogue,
     project: Project,
@@ -60,7 +60,13 @@ def run(  # noqa: PLR0913  # the parts of a run
 
     """
     execution = Execution(
-        plan=plan, recipes=catalogue.recipes, project=project, home=home, settings=settings, listen=listen, cancel=cancel
+        plan=plan,
+        recipes=catalogue.recipes,
+        project=project,
+        home=home,
+        settings=settings,
+        listen=listen,
+        cancel=cancel,
     )
     return execution.run()
 
@@ -173,7 +179,9 @@ class Execution:
                 self.broken[subject] = error
             finally:
                 seconds = time.monotonic() - started
-                self.listen(StepFinished(subject=subject, step="install", seconds=seconds, ok=subject not in self.broken))
+                self.listen(
+                    StepFinished(subject=subject, step="install", seconds=seconds, ok=subject not in self.broken)
+                )
 
         return Task(name=f"stack {stack.name}", needs=frozenset(), memory_bytes=0, run=prepare)
 
@@ -235,4 +243,3 @@ class Execution:
         ]
         needed = preflight.disk_bytes([self._model_bytes(job) for job in jobs], install)
         preflight.check_disk(needed, host.free_disk_bytes(self.home.root), self.home.root)
-

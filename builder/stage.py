@@ -91,9 +91,7 @@ def collect(request: StageRequest, outcome: process.Outcome) -> StageResult:
     for name, path in outputs.items():
         if not path.is_file():
             raise _contract(request, f"output {name} is missing")
-    return StageResult(
-        outputs=outputs, data=data, seconds=outcome.duration_s, max_rss_bytes=outcome.max_rss_bytes or 0
-    )
+    return StageResult(outputs=outputs, data=data, seconds=outcome.duration_s, max_rss_bytes=outcome.max_rss_bytes or 0)
 
 
 def _file_name(name: str, source: Path) -> str:
@@ -128,7 +126,9 @@ def _failure(error: Mapping[str, Any]) -> EnginefarmError:
 def _died(request: StageRequest, outcome: process.Outcome) -> EnginefarmError:
     if outcome.signal is not None:
         how = f"was killed by signal {outcome.signal}"
-        fix = "signal 9 without a person behind it is the kernel out of memory: lower -j" if outcome.signal == 9 else None
+        fix = (
+            "signal 9 without a person behind it is the kernel out of memory: lower -j" if outcome.signal == 9 else None
+        )
     else:
         how, fix = f"ended with exit code {outcome.exit_code} and no result", None
     tail = process.tail(request.log)

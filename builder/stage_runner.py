@@ -40,9 +40,7 @@ class StageRunner:
     cancel: threading.Event
     timeout_s: float
 
-    def run(
-        self, subject: Subject, stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any]
-    ) -> StageResult:
+    def run(self, subject: Subject, stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any]) -> StageResult:
         """Run a stage.
 
         Raises:

@@ -21,9 +21,10 @@ from builder.errors import EnginefarmError, Reason
 
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 _STALE_S = 24 * 3600.0
-_CACHEDIR_TAG = (
-    "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache made by enginefarm; backups may leave it out.\n"
-)
+_CACHEDIR_TAG = """\
+Signature: 8a477f597d28d172789f06886806bc55
+# This folder is a cache made by enginefarm; backups may leave it out.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,4 +71,5 @@ def suggestion(name: str, known: Iterable[str], plural: str) -> str:
 
 
 def _data(name: str) -> dict[str, Any]:
-    return tomllib.loads(resources.files("builder").joinpath("resources", name).read_text(encoding="utf-8"))
+    data: dict[str, Any] = tomllib.loads((resources.files("builder") / "resources" / name).read_text(encoding="utf-8"))
+    return data

@@ -16,7 +16,7 @@ FEATURES, HIDDEN, CLASSES = 16, 32, 4
 
 def model() -> onnx.ModelProto:
     """Build the graph: features [batch, 16] to scores [batch, 4]."""
-    stream = np.random.RandomState(0)  # noqa: NPY002  # the newer generators' streams may change between releases
+    stream = np.random.RandomState(0)  # the newer generators' streams may change between releases
     weights = {
         "first.weight": stream.normal(0, 0.25, (FEATURES, HIDDEN)),
         "first.bias": stream.normal(0, 0.1, HIDDEN),

@@ -42,14 +42,20 @@ class Programs:
     calls: list[tuple[str, ...]] = field(default_factory=list)
     envs: list[Mapping[str, str]] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
-    during: Callable[[Sequence[str]], None] = lambda argv: None  # noqa: E731
+    during: Callable[[Sequence[str]], None] = lambda argv: None
 
     def run(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str], **_: object) -> process.Outcome:
         """Have the signature of process.run."""
         self.calls.append(tuple(argv))
         self.envs.append(env)
         self.during(argv)
-        end = {"exit_code": 0, "output": "", "cancelled": False, "timed_out": False, **(self.ends.pop(0) if self.ends else {})}
+        end = {
+            "exit_code": 0,
+            "output": "",
+            "cancelled": False,
+            "timed_out": False,
+            **(self.ends.pop(0) if self.ends else {}),
+        }
         log.write_text(end.pop("output"), encoding="utf-8")
         return process.Outcome(argv=tuple(argv), signal=None, duration_s=0.1, log=log, max_rss_bytes=1, **end)
 
@@ -90,9 +96,9 @@ def test_the_lock_and_the_python_name_the_folder(tmp_path: Path, home: Home) -> 
 
 
 def test_installs_once(environment: Environment, home: Home, programs: Programs) -> None:
-    assert not environment.installed
+    before = environment.installed
     install(environment, home, log(home), threading.Event())
-    assert environment.installed
+    assert (before, environment.installed) == (False, True)
     install(environment, home, log(home), threading.Event())
     venv, pip = programs.calls
     assert venv[:4] == (sys.executable, "-m", "venv", "--without-pip")

@@ -16,7 +16,7 @@ PROJECT = Project(root=Path(__file__).parents[2])
 @pytest.fixture(autouse=True)
 def recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins are enough: only their names matter here."""
-    monkeypatch.setattr("builder.selection.load_recipes", lambda folder: {"tiny": "a", "vocos": "b"})
+    monkeypatch.setattr("builder.selection.load_recipes", lambda *_: {"tiny": "a", "vocos": "b"})
 
 
 def test_nothing_asked_means_all_targets_and_default_stacks() -> None:
