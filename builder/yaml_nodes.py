@@ -17,6 +17,7 @@ except ImportError:  # PyYAML built without libyaml: slower, otherwise the same
 # YAML 1.1 takes 1e-3 for text because it lacks a point; everybody means a number
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 _MOST_NODES = 100_000
+_TAGS: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,17 @@ class _Loader(_SafeLoader):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.nodes = 0
+
+    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
+        # the type of a plain scalar follows from its text; recipes repeat the same few hundred texts
+        if kind is yaml.ScalarNode and value is not None and implicit[0]:
+            tag = _TAGS.get(value)
+            if tag is None:
+                tag = super().resolve(kind, value, implicit)
+                if len(_TAGS) < _MOST_NODES:
+                    _TAGS[value] = tag
+            return tag
+        return super().resolve(kind, value, implicit)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
         self.nodes += len(node.value)
