@@ -183,7 +183,8 @@ def run_stages(stages: StageRunner, work: Work, *, verify: bool, known: Manifest
     lowered = dict(results["lower"].outputs)
     if known is None:
         results["build"] = stages.run(subject, "build", lowered, building)
-    results["examine"] = stages.run(subject, "examine", lowered, {**building, **keep})
+    kept = {"kept_fp32": results["lower"].data["kept_fp32"]}
+    results["examine"] = stages.run(subject, "examine", lowered, {**building, **keep, **kept})
     if verify:
         profiles = known.engine.profiles if known is not None else results["build"].data["profiles"]
         params = {

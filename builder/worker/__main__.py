@@ -51,8 +51,8 @@ def _run(job: Job) -> dict[str, Any]:
     except StageFailure as failure:
         return {**result, "status": "failed", "outputs": {}, "data": {}, "error": failure.as_json()}
     except MemoryError:
-        failure = StageFailure("out-of-memory", f"stage {job.stage} ran out of memory", why="Python got no more memory")
-        return {**result, "status": "failed", "outputs": {}, "data": {}, "error": failure.as_json()}
+        memory = StageFailure("out-of-memory", f"stage {job.stage} ran out of memory", why="Python got no more memory")
+        return {**result, "status": "failed", "outputs": {}, "data": {}, "error": memory.as_json()}
     return {**result, "outputs": outcome.outputs, "data": outcome.data}
 
 

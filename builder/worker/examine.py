@@ -17,9 +17,34 @@ WANTED = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 # They move, make or convert values and compute with none.
 MOVES = frozenset(
-    "CAST CONSTANT IDENTITY SHAPE SHUFFLE SLICE CONCATENATION GATHER SQUEEZE UNSQUEEZE SCATTER PADDING "
-    "CONDITION CONDITIONAL_INPUT CONDITIONAL_OUTPUT TRIP_LIMIT ITERATOR RECURRENCE LOOP_OUTPUT ASSERTION "
-    "QUANTIZE DEQUANTIZE DYNAMIC_QUANTIZE NON_ZERO ONE_HOT REVERSE_SEQUENCE".split()
+    {
+        "ASSERTION",
+        "CAST",
+        "CONCATENATION",
+        "CONDITION",
+        "CONDITIONAL_INPUT",
+        "CONDITIONAL_OUTPUT",
+        "CONSTANT",
+        "DEQUANTIZE",
+        "DYNAMIC_QUANTIZE",
+        "GATHER",
+        "IDENTITY",
+        "ITERATOR",
+        "LOOP_OUTPUT",
+        "NON_ZERO",
+        "ONE_HOT",
+        "PADDING",
+        "QUANTIZE",
+        "RECURRENCE",
+        "REVERSE_SEQUENCE",
+        "SCATTER",
+        "SHAPE",
+        "SHUFFLE",
+        "SLICE",
+        "SQUEEZE",
+        "TRIP_LIMIT",
+        "UNSQUEEZE",
+    }
 )
 # Below this share of the work in the precision asked for, the engine is not what it is called.
 ENOUGH = 0.5

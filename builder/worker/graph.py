@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
@@ -15,7 +16,6 @@ from .protocol import StageFailure
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 # A dim_param that names one number. Exporters also write "?", "-1" or "" for "unknown", which name nothing.
@@ -88,7 +88,7 @@ def opset(model: ModelProto) -> int:
 
 def dtype_name(elem_type: int) -> str:
     """Return float32, int64, ... for an ONNX element type."""
-    return helper.tensor_dtype_to_np_dtype(elem_type).name
+    return str(helper.tensor_dtype_to_np_dtype(elem_type).name)
 
 
 def describe(value: ValueInfoProto) -> GraphInput:
@@ -135,10 +135,9 @@ def clean(model: ModelProto) -> None:
     graph.input.extend(inputs)
     for value in [*graph.input, *graph.output]:
         for dim in value.type.tensor_type.shape.dim:
+            is_size = dim.dim_value > 0
             is_symbol = SYMBOL.match(dim.dim_param) and dim.dim_param.lower() not in NO_SYMBOLS
-            if dim.dim_value < 0 or (dim.WhichOneof("value") == "dim_param" and not is_symbol):
-                dim.Clear()
-            elif dim.WhichOneof("value") == "dim_value" and dim.dim_value == 0:
+            if not is_size and not is_symbol:
                 dim.Clear()
 
 
@@ -146,18 +145,12 @@ def constant_array(node: NodeProto) -> np.ndarray | None:
     """Return the value of a Constant node that holds floats, else None."""
     for attribute in node.attribute:
         if attribute.name == "value" and attribute.t.data_type == TensorProto.FLOAT:
-            return numpy_helper.to_array(attribute.t)
-        if attribute.name in ("value_float", "value_floats"):
-            return numpy_helper.to_array(
-                helper.make_tensor("", TensorProto.FLOAT, *_float_value(attribute)),
-            )
+            return np.asarray(numpy_helper.to_array(attribute.t))
+        if attribute.name == "value_float":
+            return np.asarray(attribute.f, np.float32)
+        if attribute.name == "value_floats":
+            return np.asarray(attribute.floats, np.float32)
     return None
-
-
-def _float_value(attribute: AttributeProto) -> tuple[list[int], list[float]]:
-    if attribute.name == "value_float":
-        return [], [attribute.f]
-    return [len(attribute.floats)], list(attribute.floats)
 
 
 def value_types(model: ModelProto) -> dict[str, int]:
@@ -189,21 +182,18 @@ def _without_large_weights(model: ModelProto) -> ModelProto:
 def sort_nodes(graph: GraphProto) -> None:
     """Order the nodes so that every value is made before it is used; otherwise keep their order."""
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    makers_of = [sorted({makers[name] for name in used_names(node) if name in makers}) for node in graph.node]
     order: list[int] = []
-    state = [0] * len(graph.node)
-    for start in range(len(graph.node)):
-        stack = [start]
-        while stack:
-            index = stack[-1]
-            waiting = [] if state[index] else [makers[name] for name in used_names(graph.node[index]) if name in makers]
-            waiting = [maker for maker in waiting if state[maker] == 0 and maker != index]
-            if state[index] == 0 and waiting:
-                stack.extend(sorted(set(waiting), reverse=True))
-                continue
-            stack.pop()
-            if state[index] == 0:
-                state[index] = 1
-                order.append(index)
+    entered: set[int] = set()
+    stack = list(range(len(graph.node) - 1, -1, -1))
+    while stack:
+        index = stack.pop()
+        if index < 0:  # all makers of this node are in place
+            order.append(~index)
+        elif index not in entered:
+            entered.add(index)
+            stack.append(~index)
+            stack.extend(maker for maker in reversed(makers_of[index]) if maker not in entered)
     nodes = [graph.node[index] for index in order]
     del graph.node[:]
     graph.node.extend(nodes)

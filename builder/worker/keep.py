@@ -161,5 +161,3 @@ def _readers(graph: GraphProto, tensors: set[str]) -> Iterator[tuple[str, str]]:
         yield node.name, origin[sources[0]]
         if node.op_type in MOVES and node.input[0] in origin:
             origin.update((name, origin[node.input[0]]) for name in node.output)
-
-

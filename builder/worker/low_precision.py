@@ -96,9 +96,10 @@ def _refuse_fp16_values(graph: GraphProto) -> None:
 
 
 def _cast_to(node: NodeProto) -> int:
+    """Return the type that a Cast node makes, 0 (undefined) for any other node."""
     if node.op_type != "Cast":
-        return TensorProto.UNDEFINED
-    return next((attribute.i for attribute in node.attribute if attribute.name == "to"), TensorProto.UNDEFINED)
+        return 0
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == "to"), 0)
 
 
 def _constants_to_weights(graph: GraphProto) -> None:
@@ -166,6 +167,7 @@ def _tidy(graph: GraphProto, inserted: set[str]) -> None:
     makers = {name: node for node in graph.node for name in node.output}
     outputs = {value.name for value in graph.output}
     renamed: dict[str, str] = {}
+    needless = []
     for node in graph.node:
         maker = makers.get(node.input[0]) if node.name in inserted and _cast_to(node) == TensorProto.FLOAT else None
         if maker is None or maker.name not in inserted or _cast_to(maker) != TensorProto.FLOAT16:
@@ -175,12 +177,14 @@ def _tidy(graph: GraphProto, inserted: set[str]) -> None:
             renamed[target] = source
         elif source in makers and source not in outputs:
             renamed[source] = target
-            node.input[0] = target  # now its own twin, dropped below
+        else:
+            continue
+        needless.append(node)
+    _drop(graph, needless)
     for node in graph.node:
         for names in (node.input, node.output):
             for index, name in enumerate(names):
                 names[index] = _follow(renamed, name)
-    _drop(graph, [node for node in graph.node if node.op_type == "Cast" and node.input[0] == node.output[0]])
     _drop_unread(graph, inserted)
 
 
@@ -236,9 +240,7 @@ def _retype(graph: GraphProto, originals: dict[str, TensorProto]) -> None:
 def _make_bf16(tensor: TensorProto, original: TensorProto | None) -> None:
     if tensor.data_type != TensorProto.FLOAT16:
         return
-    if original is None:  # the converter made it itself: the zero of a ConstantOfShape without a value
-        array = numpy_helper.to_array(tensor).astype(np.float32)
-    else:
-        array = numpy_helper.to_array(original)
+    # Without an original the converter made it itself: the zero of a ConstantOfShape that names no value.
+    array = numpy_helper.to_array(tensor if original is None else original).astype(np.float32)
     dtype = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
     tensor.CopyFrom(numpy_helper.from_array(array.astype(dtype), tensor.name))

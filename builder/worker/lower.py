@@ -33,7 +33,7 @@ def run(job: Job) -> Outcome:
     out_of_range: list[dict[str, Any]] = []
     asked = {"nodes": list(job.params["keep_fp32"]["nodes"]), "ops": list(job.params["keep_fp32"]["ops"])}
     if job.precision in ("fp16", "bf16"):
-        from . import low_precision  # noqa: PLC0415  (onnxruntime takes a while to import, and FP32 needs none of it)
+        from . import low_precision  # onnxruntime takes a while to import, and FP32 needs none of it
 
         model, choice = low_precision.lower(model, job.precision, asked)
         kept, out_of_range = choice.reasons, choice.out_of_range

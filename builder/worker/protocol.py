@@ -1,4 +1,4 @@
-"""What the farm and the worker say to each other: job.json in, result.json out, and failures that a stage understands."""
+"""What farm and worker say to each other: job.json in, result.json out, failures that a stage understands."""
 
 from __future__ import annotations
 
@@ -119,6 +119,6 @@ def write_json(path: str, document: dict[str, Any]) -> None:
 
 
 def did_you_mean(name: str, known: list[str]) -> str:
-    """Return ` (did you mean x?)` for the nearest known names, or nothing."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""
+    """Return ` (did you mean x?)` for the nearest known name, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -85,7 +85,9 @@ def build_failure(log: Log, message: str) -> StageFailure:
         return StageFailure("profile-invalid", message, why=why, fix=fix, details=details)
     if NO_TYPE in said:
         fix = "choose another precision or target"
-        return StageFailure("precision-unsupported", "a GPU of the list lacks this precision", why=why, fix=fix, details=details)
+        return StageFailure(
+            "precision-unsupported", "a GPU of the list lacks this precision", why=why, fix=fix, details=details
+        )
     refused = list(NO_KERNEL.finditer(why))
     if refused:
         first = refused[0]
@@ -177,7 +179,9 @@ def add_profiles(builder: Any, config: Any, network: Any, profiles: list[Profile
         if config.add_optimization_profile(optimization) < 0:
             failure = build_failure(log, f"TensorRT refuses shape profile {profile.name}")
             raise StageFailure("profile-invalid", failure.message, why=failure.why, details=failure.details)
-        added.append({"name": profile.name, "inputs": {name: _read_back(optimization, name) for name in profile.inputs}})
+        added.append(
+            {"name": profile.name, "inputs": {name: _read_back(optimization, name) for name in profile.inputs}}
+        )
     return added
 
 
