@@ -6,7 +6,7 @@ Usage: python benchmarks/spine.py [--quick] [--out FILE]. Uses a home of its own
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -63,7 +63,9 @@ class Farm:
 def timed(argv: list[str], cwd: Path = ROOT, extra: dict[str, str] | None = None) -> tuple[float, str]:
     """Run a command that must succeed; return wall seconds and standard output."""
     started = time.perf_counter()
-    done = subprocess.run(argv, cwd=cwd, env={**os.environ, **(extra or {})}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        argv, cwd=cwd, env={**os.environ, **(extra or {})}, capture_output=True, text=True, check=False
+    )
     seconds = time.perf_counter() - started
     if done.returncode != 0:
         sys.exit(f"{argv} failed:\n{done.stderr[-4000:]}")
@@ -95,7 +97,7 @@ def first_runs(farm: Farm) -> list[Row]:
 def farm_journal(farm: Farm, stage: str) -> float:
     """Sum the journal's seconds of a stage."""
     lines = (farm.home / "journal.jsonl").read_text().splitlines()
-    return sum(entry["seconds"] for entry in map(json.loads, lines) if entry["stage"] == stage)
+    return sum(float(entry["seconds"]) for entry in map(json.loads, lines) if entry["stage"] == stage)
 
 
 def against_bare(farm: Farm, runs: int) -> list[Row]:
@@ -122,7 +124,9 @@ def against_bare(farm: Farm, runs: int) -> list[Row]:
             ("whole run without export and verify, -j2", whole["-j2"], "<= 1.5x"),
         ):
             ratio = statistics.median(values) / yard
-            rows.append(Row(f"four models {precision}: {label}", f"{middle(values)} = {ratio:.2f}x", middle(bare), wanted))
+            rows.append(
+                Row(f"four models {precision}: {label}", f"{middle(values)} = {ratio:.2f}x", middle(bare), wanted)
+            )
     return rows
 
 
@@ -148,7 +152,9 @@ def bare_build(farm: Farm, model: Path) -> float:
     """Build one engine without the farm, in the farm's own environment."""
     python = next((farm.home / "envs").glob("trtrtx*/bin/python"))
     engine, profiles = model.with_suffix(".plan"), model.with_suffix(".json")
-    return timed([str(python), str(ROOT / "benchmarks" / "bare.py"), str(model), str(engine), str(profiles), "8.0,8.6"])[0]
+    return timed(
+        [str(python), str(ROOT / "benchmarks" / "bare.py"), str(model), str(engine), str(profiles), "8.0,8.6"]
+    )[0]
 
 
 def parallel_speed(farm: Farm, runs: int) -> Row:
@@ -159,7 +165,9 @@ def parallel_speed(farm: Farm, runs: int) -> Row:
             farm.forget_engines()
             seconds.append(farm.build(parallel)[0])
     ratio = statistics.median(walls["-j1"]) / statistics.median(walls["-j2"])
-    return Row("all jobs, -j2 against -j1", f"{middle(walls['-j2'])}: {ratio:.2f}x as fast", middle(walls["-j1"]), ">= 1.5x")
+    return Row(
+        "all jobs, -j2 against -j1", f"{middle(walls['-j2'])}: {ratio:.2f}x as fast", middle(walls["-j1"]), ">= 1.5x"
+    )
 
 
 def help_speed(runs: int) -> Row:
@@ -167,7 +175,9 @@ def help_speed(runs: int) -> Row:
     for_help = [timed([str(BIN / "enginefarm"), "--help"])[0] for _ in range(runs)]
     for_click = [timed([sys.executable, "-c", "import click"])[0] for _ in range(runs)]
     ratio = statistics.median(for_help) / statistics.median(for_click)
-    return Row("enginefarm --help", f"{middle(for_help)} = {ratio:.2f}x", f"import click: {middle(for_click)}", "<= 1.5x")
+    return Row(
+        "enginefarm --help", f"{middle(for_help)} = {ratio:.2f}x", f"import click: {middle(for_click)}", "<= 1.5x"
+    )
 
 
 def plan_speed(farm: Farm, sizes: tuple[int, ...]) -> list[Row]:
@@ -179,10 +189,10 @@ def plan_speed(farm: Farm, sizes: tuple[int, ...]) -> list[Row]:
         template = (ROOT / "recipes" / "ppocrv4-rec" / "recipe.yaml").read_text()
         made = 0
         for size in sizes:
-            for made in range(made, size // 4):
-                recipe = project / "recipes" / f"model-{made:05d}" / "recipe.yaml"
+            for number in range(made, size // 4):
+                recipe = project / "recipes" / f"model-{number:05d}" / "recipe.yaml"
                 recipe.parent.mkdir(parents=True)
-                recipe.write_text(template.replace("name: ppocrv4-rec", f"name: model-{made:05d}", 1))
+                recipe.write_text(template.replace("name: ppocrv4-rec", f"name: model-{number:05d}", 1))
             made = size // 4
             arguments = ["plan", "--json", "--project", folder, "--target", "ampere", "--target", "ada"]
             seconds = [farm.run(*arguments)[0] for _ in range(3)]
@@ -196,7 +206,7 @@ def table(rows: list[Row]) -> str:
     """Write the rows as Markdown with the machine they were measured on."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     head = (
-        f"# Benchmarks, {datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}\n\n"
+        f"# Benchmarks, {dt.datetime.now(tz=dt.timezone.utc):%Y-%m-%d}\n\n"
         f"`make bench` on {os.cpu_count()} processors ({platform.machine()}), {memory:.0f} GiB, no GPU, "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}. Median (range, runs).\n\n"
         "| what | measured | yardstick | wanted |\n|---|---|---|---|\n"

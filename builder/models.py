@@ -12,8 +12,8 @@ from builder import durable
 from builder.errors import EnginefarmError, Reason
 from builder.executors import Executor
 from builder.fetch import Fetcher
-from builder.locks import named_lock
 from builder.key import Key, canonical, export_key, make_key, profiles_document
+from builder.locks import named_lock
 from builder.project import Home, Project
 from builder.recipe import FileInput, OnnxSource, PretrainedWeights, PythonSource, Recipe
 from builder.stacks import Stack
@@ -153,9 +153,7 @@ class Models:
         return {MODEL: _checked(self.project.recipes / recipe.name / source.path, source.sha256)}
 
     def _export(self, recipe: Recipe, fetcher: Fetcher, stages: StageRunner) -> dict[str, Path | bytes]:
-        subject = Subject(
-            label=f"export {recipe.name}", recipe=recipe.name, precision="-", stack=self.export_stack()
-        )
+        subject = Subject(label=f"export {recipe.name}", recipe=recipe.name, precision="-", stack=self.export_stack())
         inputs = {"recipe_dir": self.project.recipes / recipe.name, **self.sample_files(recipe)}
         if isinstance(recipe.weights, PretrainedWeights):
             inputs["weights"] = fetcher.weights(recipe.weights.file)

@@ -14,6 +14,9 @@ from builder.targets import Target, sm_number, suggestion
 
 PLAN_VERSION = 1
 
+# Why a combination is refused: reason, what, fix.
+_Problem = tuple[Reason, str, str]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -155,7 +158,8 @@ def select_recipes(recipes: Mapping[str, Recipe], patterns: tuple[str, ...]) -> 
 def _combine(
     catalogue: Catalogue, recipe: Recipe, precision: str, stack: Stack, target: Target
 ) -> Iterator[Job | Refusal]:
-    def refuse(reason: Reason, what: str, fix: str) -> Refusal:
+    def refuse(problem: _Problem) -> Refusal:
+        reason, what, fix = problem
         return Refusal(
             recipe=recipe.name,
             precision=precision,
@@ -166,35 +170,15 @@ def _combine(
             fix=fix,
         )
 
-    if recipe.stacks is not None and stack.name not in recipe.stacks:
-        listed = f"the recipe's stacks: {', '.join(recipe.stacks)}"
-        yield refuse(Reason.NOT_ALLOWED_BY_RECIPE, f"recipe {recipe.name} does not list stack {stack.name}", listed)
-        return
-    if recipe.targets is not None and target.name not in recipe.targets:
-        listed = f"the recipe's targets: {', '.join(recipe.targets)}"
-        yield refuse(Reason.NOT_ALLOWED_BY_RECIPE, f"recipe {recipe.name} does not list target {target.name}", listed)
-        return
-    limited = recipe.precisions[Precision(precision)].targets
-    if limited is not None and target.name not in limited:
-        what = f"recipe {recipe.name} does not list target {target.name} for {precision}"
-        yield refuse(Reason.NOT_ALLOWED_BY_RECIPE, what, f"the recipe's targets for {precision}: {', '.join(limited)}")
-        return
-    if precision not in stack.build.precisions:
-        what = f"stack {stack.name} has no {precision}"
-        yield refuse(Reason.PRECISION_UNSUPPORTED, what, f"the stack has {', '.join(stack.build.precisions)}")
-        return
-    for option in _options_used(recipe):
-        if option not in stack.build.options:
-            having = [s.name for s in catalogue.all_stacks if option in s.build.options]
-            fix = f"stacks that have it: {', '.join(having) or 'none'}; or drop it from the recipe"
-            yield refuse(Reason.OPTION_UNSUPPORTED, f"stack {stack.name} has no build option {option}", fix)
-            return
     floor = catalogue.precision_floors[precision]
     able = tuple(sm for sm in target.sms if sm_number(sm) >= floor)
+    against = _against_recipe(recipe, precision, stack, target) or _against_stack(catalogue, recipe, precision, stack)
+    if against is not None:
+        yield refuse(against)
+        return
     if not able:
         what = f"{target.name} (SM {', '.join(target.sms)}) has no {precision} in hardware"
-        fix = f"{precision} starts at SM {floor[0]}.{floor[1]}"
-        yield refuse(Reason.PRECISION_UNSUPPORTED, what, fix)
+        yield refuse((Reason.PRECISION_UNSUPPORTED, what, f"{precision} starts at SM {floor[0]}.{floor[1]}"))
         return
     for sm in able:
         if sm not in stack.build.sms:
@@ -202,10 +186,35 @@ def _combine(
             fix = (
                 f"stacks for SM {sm}: {', '.join(having) or 'none yet'}; {stack.name} has {', '.join(stack.build.sms)}"
             )
-            what = f"stack {stack.name} cannot build for SM {sm} ({target.name})"
-            yield refuse(Reason.SM_MISMATCH, what, fix)
+            yield refuse((Reason.SM_MISMATCH, f"stack {stack.name} cannot build for SM {sm} ({target.name})", fix))
     for sms in _groups(stack, tuple(sm for sm in able if sm in stack.build.sms)):
         yield Job(recipe=recipe.name, precision=precision, stack=stack.name, target=target.name, sms=sms)
+
+
+def _against_recipe(recipe: Recipe, precision: str, stack: Stack, target: Target) -> _Problem | None:
+    limited = recipe.precisions[Precision(precision)].targets
+    checks = (
+        (f"stack {stack.name}", stack.name, recipe.stacks, "stacks"),
+        (f"target {target.name}", target.name, recipe.targets, "targets"),
+        (f"target {target.name} for {precision}", target.name, limited, f"targets for {precision}"),
+    )
+    for asked, name, allowed, kind in checks:
+        if allowed is not None and name not in allowed:
+            what = f"recipe {recipe.name} does not list {asked}"
+            return Reason.NOT_ALLOWED_BY_RECIPE, what, f"the recipe's {kind}: {', '.join(allowed)}"
+    return None
+
+
+def _against_stack(catalogue: Catalogue, recipe: Recipe, precision: str, stack: Stack) -> _Problem | None:
+    if precision not in stack.build.precisions:
+        fix = f"the stack has {', '.join(stack.build.precisions)}"
+        return Reason.PRECISION_UNSUPPORTED, f"stack {stack.name} has no {precision}", fix
+    for option in _options_used(recipe):
+        if option not in stack.build.options:
+            having = [s.name for s in catalogue.all_stacks if option in s.build.options]
+            fix = f"stacks that have it: {', '.join(having) or 'none'}; or drop it from the recipe"
+            return Reason.OPTION_UNSUPPORTED, f"stack {stack.name} has no build option {option}", fix
+    return None
 
 
 def _groups(stack: Stack, sms: tuple[str, ...]) -> list[tuple[str, ...]]:

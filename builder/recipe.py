@@ -5,7 +5,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StringConstraints,
+    model_validator,
+)
 from typing_extensions import Self
 
 _NAME = r"^[a-z0-9][a-z0-9._-]*$"
@@ -99,18 +108,14 @@ class HuggingFaceSource(Strict):
     sha256: Sha256 = Field(description="SHA-256 of the file.")
 
 
-Source = Annotated[
-    PythonSource | OnnxSource | WheelSource | UrlSource | HuggingFaceSource, Field(discriminator="kind")
-]
+Source = Annotated[PythonSource | OnnxSource | WheelSource | UrlSource | HuggingFaceSource, Field(discriminator="kind")]
 
 
 class PretrainedFile(Strict):
     """Where published weights lie. Exactly one of url and repo."""
 
     url: HttpUrl | None = Field(default=None, description="https address of the weights file.")
-    repo: Repository | None = Field(
-        default=None, description="Hugging Face repository, owner/name."
-    )
+    repo: Repository | None = Field(default=None, description="Hugging Face repository, owner/name.")
     revision: GitRevision | None = Field(default=None, description="Full commit hash of the repository.")
     path: RelativePath | None = Field(default=None, description="Path of the file inside the repository.")
     sha256: Sha256 | None = Field(default=None, description="SHA-256 of the file; null only where it is not known yet.")
@@ -287,7 +292,9 @@ class InputSpec(Strict):
 class BuildOptions(Strict):
     """TensorRT builder settings; a stack that lacks one refuses the job while planning."""
 
-    workspace_mib: StrictInt | None = Field(default=None, ge=1, description="Workspace limit in MiB; null: TensorRT's own.")
+    workspace_mib: StrictInt | None = Field(
+        default=None, ge=1, description="Workspace limit in MiB; null: TensorRT's own."
+    )
     optimization_level: StrictInt | None = Field(default=None, ge=0, le=5, description="Builder optimisation level.")
     hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
         default="none", description="Run on other GPUs than the one built on."

@@ -1,10 +1,10 @@
-"""Reads recipe.yaml files. Every problem of every file is reported at once, with its line and the nearest valid name."""
+"""Reads recipe.yaml files. Every problem of every file is reported at once, with line and nearest valid name."""
 
 from __future__ import annotations
 
 import gc
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -30,6 +30,14 @@ _WANTED = {
     "model_type": "must be a mapping of names to values",
     "model_attributes_type": "must be a mapping of names to values",
     "finite_number": "must be a finite number",
+}
+
+
+_SIGNS = {
+    "greater_than_equal": "at least",
+    "less_than_equal": "at most",
+    "greater_than": "more than",
+    "less_than": "less than",
 }
 
 
@@ -145,7 +153,9 @@ def _beyond_the_model(recipe: Recipe, path: Path, text: str, known: _Known) -> l
 
     for place, relative in _files(recipe):
         if not (path.parent / relative).is_file():
-            complain(Reason.FILE_MISSING, place, f"{relative} is not in the recipe's folder", "add it or correct the path")
+            complain(
+                Reason.FILE_MISSING, place, f"{relative} is not in the recipe's folder", "add it or correct the path"
+            )
     named: list[tuple[str, tuple[str, ...], list[str]]] = [("stacks", ("stacks",), recipe.stacks or [])]
     named.append(("targets", ("targets",), recipe.targets or []))
     for precision, settings in recipe.precisions.items():
@@ -190,33 +200,65 @@ def _translate(item: ErrorDetails, text: str, shown: str) -> EnginefarmError:
 
 
 def _words(item: ErrorDetails, path: str, parent: Any) -> tuple[str, str | None]:
-    kind, context, value = item["type"], item.get("ctx", {}), item["input"]
-    name = path.rpartition(".")[2]
-    if kind == "missing":
-        section = f" in {path.rpartition('.')[0]}" if "." in path else ""
-        return f"{name} is missing{section}", f"add {name}: {_description(parent, name)}"
-    if kind == "extra_forbidden":
-        return f"unknown key {name!r}", suggestion(name, list(getattr(parent, "model_fields", {})), "known keys")
-    if kind in {"enum", "literal_error", "union_tag_invalid"}:
-        expected = context.get("expected") or context.get("expected_tags") or ""
-        allowed = [word.strip(" '") for word in str(expected).replace(" or ", ", ").split(",")]
-        given = context.get("tag", value)
-        label = f"{path}.kind" if kind == "union_tag_invalid" else path
-        return f"{label}: {given!r} is not one of the values allowed", suggestion(str(given), allowed, "values")
-    if kind == "union_tag_not_found":
-        return f"kind is missing in {path}", "add kind: and one of the kinds in docs/recipe.md"
-    if kind == "value_error":
-        return f"{path}: {item['msg'].removeprefix('Value error, ')}" if path else item["msg"][len("Value error, ") :], None
-    if kind == "string_pattern_mismatch":
-        return f"{path}: {value!r} must be {MEANING.get(context['pattern'], context['pattern'])}", None
+    kind, value = item["type"], item["input"]
+    if kind in _SPEAKERS:
+        return _SPEAKERS[kind](item, path, parent)
     if kind == "string_type" and isinstance(value, bool | int | float):
         return f"{path}: YAML reads {value!r} here, text is wanted", f'put it into quotes: "{value}"'
-    if kind in {"greater_than_equal", "less_than_equal", "greater_than", "less_than"}:
-        sign = {"greater_than_equal": "at least", "less_than_equal": "at most", "greater_than": "more than"}
-        return f"{path}: {value!r} must be {sign.get(kind, 'less than')} {next(iter(context.values()))}", None
-    if kind in {"too_short", "string_too_short"}:
-        return f"{path}: must not be empty", None
+    if kind in _SIGNS:
+        return f"{path}: {value!r} must be {_SIGNS[kind]} {next(iter(item.get('ctx', {}).values()))}", None
     return f"{path}: {value!r} {_WANTED.get(kind, item['msg'])}", None
+
+
+def _missing(_: ErrorDetails, path: str, parent: Any) -> tuple[str, str | None]:
+    section, _dot, name = path.rpartition(".")
+    return f"{name} is missing{f' in {section}' if section else ''}", f"add {name}: {_description(parent, name)}"
+
+
+def _unknown(_: ErrorDetails, path: str, parent: Any) -> tuple[str, str | None]:
+    name = path.rpartition(".")[2]
+    return f"unknown key {name!r}", suggestion(name, list(getattr(parent, "model_fields", {})), "known keys")
+
+
+def _not_a_choice(item: ErrorDetails, path: str, _: Any) -> tuple[str, str | None]:
+    context = item.get("ctx", {})
+    expected = str(context.get("expected") or context.get("expected_tags"))
+    allowed = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
+    given = context.get("tag", item["input"])
+    label = f"{path}.kind" if item["type"] == "union_tag_invalid" else path
+    return f"{label}: {given!r} is not one of the values allowed", suggestion(str(given), allowed, "values")
+
+
+def _no_kind(_: ErrorDetails, path: str, __: Any) -> tuple[str, str | None]:
+    return f"kind is missing in {path}", "add kind: and one of the kinds in docs/recipe.md"
+
+
+def _own_rule(item: ErrorDetails, path: str, _: Any) -> tuple[str, str | None]:
+    said = item["msg"].removeprefix("Value error, ")
+    return f"{path}: {said}" if path else said, None
+
+
+def _wrong_form(item: ErrorDetails, path: str, _: Any) -> tuple[str, str | None]:
+    pattern = item.get("ctx", {})["pattern"]
+    return f"{path}: {item['input']!r} must be {MEANING.get(pattern, pattern)}", None
+
+
+def _empty(_: ErrorDetails, path: str, __: Any) -> tuple[str, str | None]:
+    return f"{path}: must not be empty", None
+
+
+_SPEAKERS: dict[str, Callable[[ErrorDetails, str, Any], tuple[str, str | None]]] = {
+    "missing": _missing,
+    "extra_forbidden": _unknown,
+    "enum": _not_a_choice,
+    "literal_error": _not_a_choice,
+    "union_tag_invalid": _not_a_choice,
+    "union_tag_not_found": _no_kind,
+    "value_error": _own_rule,
+    "string_pattern_mismatch": _wrong_form,
+    "too_short": _empty,
+    "string_too_short": _empty,
+}
 
 
 def _description(model: Any, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from builder.errors import EXIT_MEANING, Reason
@@ -37,7 +37,7 @@ def recipe_page() -> str:
     lines = [
         "# Recipe reference",
         "",
-        "Every field of `recipes/<model>/recipe.yaml`. A field without a default must be given; unknown fields are mistakes.",
+        "Every field of `recipes/<model>/recipe.yaml`. What has no default must be given; unknown fields are mistakes.",
         "`recipes/tiny-mlp` is a complete small example.",
     ]
     lines += _section("recipe.yaml", schema)
@@ -71,7 +71,15 @@ def errors_page() -> str:
 
 def _section(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
     required = set(schema.get("required", ()))
-    yield from ("", f"## {name}", "", schema.get("description", ""), "", "| field | type | default | meaning |", "|---|---|---|---|")
+    yield from (
+        "",
+        f"## {name}",
+        "",
+        schema.get("description", ""),
+        "",
+        "| field | type | default | meaning |",
+        "|---|---|---|---|",
+    )
     for field, details in schema["properties"].items():
         default = "" if field in required else f"`{json.dumps(details.get('default', _made(details)))}`"
         yield f"| `{field}` | {_type(details)} | {default} | {details.get('description', '')} |"
@@ -82,23 +90,33 @@ def _made(details: Mapping[str, Any]) -> Any:
 
 
 def _type(details: Mapping[str, Any]) -> str:
-    if "$ref" in details:
-        name = details["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
-    if "allOf" in details:
-        return _type(details["allOf"][0])
-    for union in ("anyOf", "oneOf"):
-        if union in details:
-            return " or ".join(_type(option) for option in details[union])
-    if "const" in details:
-        return f"`{details['const']}`"
-    if "enum" in details:
-        return _choices(details)
+    for key, words in _TYPE_WORDS.items():
+        if key in details:
+            return words(details[key])
     if details.get("type") == "array":
         return f"list of {_type(details['items'])}"
-    if details.get("type") == "object":
-        return f"mapping to {_type(details['additionalProperties'])}" if "additionalProperties" in details else "mapping"
+    if details.get("type") == "object" and "additionalProperties" in details:
+        return f"mapping to {_type(details['additionalProperties'])}"
     return str(details.get("type", "any"))
+
+
+def _union(options: list[Mapping[str, Any]]) -> str:
+    return " or ".join(_type(option) for option in options)
+
+
+def _link(reference: str) -> str:
+    name = reference.rpartition("/")[2]
+    return f"[{name}](#{name.lower()})"
+
+
+_TYPE_WORDS: dict[str, Callable[[Any], str]] = {
+    "$ref": _link,
+    "allOf": _union,
+    "anyOf": _union,
+    "oneOf": _union,
+    "const": lambda value: f"`{value}`",
+    "enum": lambda values: ", ".join(f"`{value}`" for value in values),
+}
 
 
 def _choices(details: Mapping[str, Any]) -> str:

@@ -47,11 +47,11 @@ class _Loader(_SafeLoader):
         if kind is yaml.ScalarNode and value is not None and implicit[0]:
             tag = _TAGS.get(value)
             if tag is None:
-                tag = super().resolve(kind, value, implicit)
+                tag = str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
                 if len(_TAGS) < _MOST_NODES:
                     _TAGS[value] = tag
             return tag
-        return super().resolve(kind, value, implicit)
+        return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
         self.nodes += len(node.value)

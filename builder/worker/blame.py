@@ -21,9 +21,7 @@ LARGEST = {"fp16": 65504.0, "bf16": 3.3895e38, "tf32": 3.4e38, "fp32": 3.4e38}
 TOP = 5
 
 
-def nonfinite(  # noqa: PLR0913  (what is known about the failure)
-    lowered: ModelProto, job: Job, case: Case, output: str, count: int, feeds: Arrays
-) -> StageFailure:
+def nonfinite(lowered: ModelProto, job: Job, case: Case, output: str, count: int, feeds: Arrays) -> StageFailure:
     """Name the first node whose output is not finite, and the nodes to keep in FP32."""
     low, plain = _all_values(lowered, job, feeds)
     message = f"output {output} has {count} inf or NaN values at {case.name} in {job.precision}"
@@ -47,7 +45,7 @@ def nonfinite(  # noqa: PLR0913  (what is known about the failure)
     return StageFailure("numerics-nonfinite", message, why="no single node of the graph could be named")
 
 
-def tolerance(  # noqa: PLR0913  (what is known about the failure)
+def tolerance(
     lowered: ModelProto,
     job: Job,
     case: Case,

@@ -2,8 +2,8 @@
 
 ONNX Runtime has no FP16 or BF16 kernels for most operators on the CPU. It computes in FP32 and drops the casts that it
 put in itself, so an overflow in the middle never shows. Here every low-precision value is rounded by an explicit
-pair of casts, which ONNX Runtime keeps: inputs and outputs of each operator have the low precision's values, sums inside
-an operator are FP32, as on tensor cores.
+pair of casts, which ONNX Runtime keeps: inputs and outputs of each operator have the low precision's values, sums
+inside an operator are FP32, as on tensor cores.
 """
 
 from __future__ import annotations
@@ -22,9 +22,38 @@ if TYPE_CHECKING:
 LOW_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 # Their outputs are values of their inputs, which are rounded already.
 EXACT = frozenset(
-    "Abs Compress Concat DepthToSpace Dropout Expand Flatten Gather GatherElements GatherND Identity MaxPool Neg NonZero "
-    "Pad Relu Reshape ReverseSequence ScatterElements ScatterND Shape Slice SpaceToDepth Split Squeeze Tile TopK Transpose "
-    "Unsqueeze Where".split()
+    {
+        "Abs",
+        "Compress",
+        "Concat",
+        "DepthToSpace",
+        "Dropout",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Identity",
+        "MaxPool",
+        "Neg",
+        "NonZero",
+        "Pad",
+        "Relu",
+        "Reshape",
+        "ReverseSequence",
+        "ScatterElements",
+        "ScatterND",
+        "Shape",
+        "Slice",
+        "SpaceToDepth",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "TopK",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    }
 )
 TENSOR_CORE = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum"})
 # Veltkamp's constant: of FP32's 24 significant bits, 11 are left, as TF32 has.
@@ -140,4 +169,5 @@ def tf32(values: np.ndarray) -> np.ndarray:
     if values.dtype != np.float32:
         return values
     product = values * np.float32(TF32_SPLIT)
-    return (product - (product - values)).astype(np.float32)
+    rounded: np.ndarray = (product - (product - values)).astype(np.float32)
+    return rounded

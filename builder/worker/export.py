@@ -85,7 +85,7 @@ def _load_module(entry: str) -> ModuleType:
     sys.modules["enginefarm_recipe"] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # noqa: BLE001  (the recipe's own code)
+    except Exception as error:
         raise _blame(f"{entry} cannot be loaded", error) from error
     return module
 
@@ -98,7 +98,7 @@ def _build(module: ModuleType, entry: str) -> torch.nn.Module:
         raise StageFailure("export-failed", f"{entry}: no function {name}{did_you_mean(name, known)}")
     try:
         model = function()
-    except Exception as error:  # noqa: BLE001  (the recipe's own code)
+    except Exception as error:
         raise _blame(f"{entry} failed", error) from error
     if not isinstance(model, torch.nn.Module):
         raise StageFailure("export-failed", f"{entry} returned {type(model).__name__}, not a torch.nn.Module")
@@ -115,7 +115,7 @@ def _load_weights(module: ModuleType, model: torch.nn.Module, path: str) -> None
     except RuntimeError as error:
         # load_state_dict lists missing and unexpected keys and wrong shapes
         raise StageFailure("weights-invalid", "the weights do not fit the model", why=str(error)[:4000]) from error
-    except Exception as error:  # noqa: BLE001  (the recipe's own code, and pickles of any kind)
+    except Exception as error:
         raise StageFailure(
             "weights-invalid", "the weights file cannot be read", why=f"{type(error).__name__}: {error}"[:4000]
         ) from error
@@ -129,7 +129,9 @@ def _export(model: torch.nn.Module, settings: dict[str, Any], example: Arrays) -
         "output_names": settings["output_names"],
         "opset_version": settings["opset"],
     }
-    axes = {name: {int(axis): symbol for axis, symbol in table.items()} for name, table in settings["dynamic_axes"].items()}
+    axes = {
+        name: {int(axis): symbol for axis, symbol in table.items()} for name, table in settings["dynamic_axes"].items()
+    }
     try:
         if settings["exporter"] == "torchscript":
             torch.onnx.export(model, arguments, target, dynamo=False, dynamic_axes=axes, **common)
@@ -137,13 +139,13 @@ def _export(model: torch.nn.Module, settings: dict[str, Any], example: Arrays) -
             shapes = tuple(_dynamic_shape(axes.get(name, {})) for name in settings["input_names"])
             program = torch.onnx.export(model, arguments, dynamo=True, dynamic_shapes=shapes, verbose=False, **common)
             program.save(target)
-    except Exception as error:  # noqa: BLE001  (the exporter and the recipe's own code)
+    except Exception as error:
         raise _blame(f"PyTorch's {settings['exporter']} exporter failed", error) from error
     return target
 
 
 def _dynamic_shape(axes: dict[int, str]) -> dict[int, Any]:
-    return {axis: torch.export.Dim.DYNAMIC for axis in axes}
+    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
 
 def _reference(model: torch.nn.Module, job: Job, every: list[Case]) -> tuple[Arrays, list[str]]:
@@ -155,7 +157,7 @@ def _reference(model: torch.nn.Module, job: Job, every: list[Case]) -> tuple[Arr
         inside = case in every
         try:
             made = _flatten(model(*(torch.from_numpy(feeds[name]) for name in job.params["export"]["input_names"])))
-        except Exception as error:  # noqa: BLE001  (the recipe's own code)
+        except Exception as error:
             if inside:
                 raise _blame(f"the model does not take its inputs at {case.name}", error) from error
             refused.append(case.name)

@@ -75,7 +75,7 @@ def make(spec: dict[str, Any], shape: Shape, name: str, case: str) -> np.ndarray
     if spec["kind"] == "file":
         return _from_file(spec["path"], dtype, shape, name)
     seed = zlib.crc32(f"{spec['seed']}/{name}/{case}".encode())
-    stream = np.random.RandomState(seed)  # noqa: NPY002  (the newer generators' streams may change between releases)
+    stream = np.random.RandomState(seed)
     if spec["kind"] == "normal":
         return stream.normal(spec["mean"], spec["std"], shape).astype(dtype)
     if spec["kind"] == "uniform":

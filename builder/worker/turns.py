@@ -1,7 +1,7 @@
 """Makes the helper threads of a builder take turns, so that their order, and the bytes that follow from it, repeat.
 
-TensorRT-RTX compiles with as many threads as the machine has processors, and numbers the values of its graph as the threads
-come along. Three measures: it is told of one processor; the process stays on one processor; and the scheduling
+TensorRT-RTX compiles with as many threads as the machine has processors, and numbers the values of its graph as the
+threads come along. Three measures: it is told of one processor; the process stays on one processor; and the scheduling
 policy is the one in which a thread that wakes up does not push another aside. No privileges are needed.
 """
 
@@ -74,7 +74,9 @@ def _dynamic_section(base: int) -> dict[int, int]:
     header = ctypes.string_at(base, 64)
     start, size, count = struct.unpack_from("<Q", header, 32)[0], *struct.unpack_from("<HH", header, 54)
     for index in range(count):
-        kind, _, _, address, _, _, length, _ = struct.unpack("<IIQQQQQQ", ctypes.string_at(base + start + index * size, 56))
+        kind, _, _, address, _, _, length, _ = struct.unpack(
+            "<IIQQQQQQ", ctypes.string_at(base + start + index * size, 56)
+        )
         if kind == PT_DYNAMIC:
             return dict(struct.iter_unpack("<QQ", ctypes.string_at(base + address, length)))
     msg = "the library has no dynamic section"

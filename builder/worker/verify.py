@@ -200,7 +200,8 @@ def _as_type(values: np.ndarray, wanted: str) -> np.ndarray:
 
 
 def _recorded(recorded: Arrays, case: Case) -> tuple[Arrays, Arrays]:
-    feeds, outputs = {}, {}
+    feeds: Arrays = {}
+    outputs: Arrays = {}
     for key, values in recorded.items():
         name, role, tensor = key.split("|", 2)
         if name == case.name:
