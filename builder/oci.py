@@ -46,12 +46,17 @@ def layer(title: str, digest: str, size: int) -> Document:
     return descriptor(media_type, digest, size, {TITLE: title})
 
 
+def artifact_type(kind: str) -> str:
+    """Name the type of an artifact of the farm."""
+    return f"application/vnd.enginefarm.{kind}.v1"
+
+
 def manifest(kind: str, layers: list[Document]) -> bytes:
     """Serialise an artifact manifest without a config of its own."""
     document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST_TYPE,
-        "artifactType": f"application/vnd.enginefarm.{kind}.v1",
+        "artifactType": artifact_type(kind),
         "config": descriptor(EMPTY_TYPE, digest_of(EMPTY), len(EMPTY)),
         "layers": layers,
     }
@@ -59,6 +64,6 @@ def manifest(kind: str, layers: list[Document]) -> bytes:
 
 
 def index(descriptors: list[Document]) -> bytes:
-    """Serialise index.json."""
-    document = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": descriptors}
-    return json.dumps(document, indent=1, sort_keys=True).encode()
+    """Serialise index.json, one descriptor a line: json indents ten times slower than it writes."""
+    lines = ",\n".join(json.dumps(one, sort_keys=True) for one in descriptors)
+    return f'{{"schemaVersion": 2, "mediaType": "{INDEX_TYPE}", "manifests": [\n{lines}\n]}}\n'.encode()

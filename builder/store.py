@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock
 
 from builder import durable, oci
 from builder.errors import EnginefarmError, Reason
+from builder.store_index import DIGEST, Entry, IndexFile, check_layout
 
-_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
-_STALE_S = 24 * 3600.0
+__all__ = ["Blob", "Entry", "Problem", "Store"]
+
+# as much as registries take for a manifest
+_DOCUMENT_BYTES = 4 << 20
 _CACHEDIR_TAG = """\
 Signature: 8a477f597d28d172789f06886806bc55
 # This folder is a cache made by enginefarm; backups may leave it out.
@@ -37,19 +35,6 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """An artifact: an engine or an ONNX model. `digest` is that of its OCI manifest."""
-
-    kind: str
-    key: str
-    name: str
-    digest: str
-    size: int
-    created: str
-    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Something wrong in the store. `entry` is null for damage that belongs to no single entry."""
 
@@ -63,10 +48,9 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._index_path = root / "index.json"
+        self._index = IndexFile(root)
         self._blobs = root / "blobs" / "sha256"
         self._temp = root / "tmp"
-        self._read: tuple[tuple[int, int, int], tuple[Entry, ...], dict[tuple[str, str], list[Entry]]] | None = None
 
     def add(
         self,
@@ -99,18 +83,16 @@ class Store:
             created=datetime.now(tz=timezone.utc).isoformat(timespec="microseconds"),
             annotations=dict(annotations or {}),
         )
-        self._update(lambda entries: [*(item for item in entries if not _same(item, entry)), entry])
+        self._index.update(lambda entries: [*(item for item in entries if not item.same_as(entry)), entry], self._temp)
         return entry
 
     def find(self, kind: str, key: str) -> tuple[Entry, ...]:
         """Find the entries of a key, newest first. Their files are not checked here."""
-        _, by_key = self._load()
-        return tuple(reversed(by_key.get((kind, key), ())))
+        return tuple(reversed(self._index.load().by_key.get((kind, key), ())))
 
     def entries(self, kind: str | None = None) -> tuple[Entry, ...]:
         """List the entries, oldest first."""
-        entries, _ = self._load()
-        return tuple(entry for entry in entries if kind is None or entry.kind == kind)
+        return tuple(entry for entry in self._index.load().entries if kind is None or entry.kind == kind)
 
     def files(self, entry: Entry) -> dict[str, Blob]:
         """Map the titles of an entry's files to blobs.
@@ -126,12 +108,12 @@ class Store:
             raise _corrupt(entry, path, str(error)) from error
         if (actual := oci.digest_of(content)) != entry.digest:
             raise _corrupt(entry, path, f"expected {entry.digest}\nactual   {actual}")
-        return {
-            layer["annotations"][oci.TITLE]: Blob(
-                digest=layer["digest"], size=layer["size"], path=self._path(layer["digest"])
-            )
-            for layer in json.loads(content)["layers"]
-        }
+        try:
+            layers = json.loads(content)["layers"]
+            blobs = [Blob(digest=one["digest"], size=one["size"], path=self._path(one["digest"])) for one in layers]
+            return dict(zip((one["annotations"][oci.TITLE] for one in layers), blobs, strict=True))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _corrupt(entry, path, f"not a manifest of this farm: {error!r}") from error
 
     def read(self, entry: Entry, title: str) -> bytes:
         """Read one small file of an entry, its digest checked.
@@ -174,16 +156,26 @@ class Store:
         return tuple(problem for problems in found for problem in problems)
 
     def orphans(self) -> tuple[Path, ...]:
-        """List blobs that no entry needs: left by a crash or by removed entries. Harmless."""
+        """List blobs that nothing in the index needs: left by a crash or by removed entries. Harmless.
+
+        Raises:
+            EnginefarmError: STORE_CORRUPT where an entry's files cannot be told.
+
+        """
         used = {oci.digest_of(oci.EMPTY)}
         for entry in self.entries():
             used |= {entry.digest, *(blob.digest for blob in self.files(entry).values())}
+        # what other tools added is walked by the digests that its documents mention
+        left = [document["digest"] for document in self._index.load().foreign]
+        while left:
+            used.add(digest := left.pop())
+            left += [one for one in self._mentioned(digest) if one not in used]
         present = self._blobs.iterdir() if self._blobs.is_dir() else ()
         return tuple(sorted(path for path in present if f"sha256:{path.name}" not in used))
 
     def remove(self, entry: Entry) -> None:
         """Drop an entry from the index; its blobs stay."""
-        self._update(lambda entries: [item for item in entries if not _same(item, entry)])
+        self._index.update(lambda entries: [item for item in entries if not item.same_as(entry)], self._temp)
 
     def quarantine(self, entry: Entry) -> Path:
         """Set the damaged files of an entry aside and drop it, so that it can be made again. Nothing is deleted."""
@@ -203,17 +195,24 @@ class Store:
             EnginefarmError: STORE_READ_ONLY, STORE_FOREIGN, DISK_FULL.
 
         """
-        with durable.writing(str(self.root)):
-            self._blobs.mkdir(parents=True, exist_ok=True)
-            self._temp.mkdir(exist_ok=True)
-            layout = self.root / "oci-layout"
-            if not layout.exists():
-                durable.write_atomically(self.root / "CACHEDIR.TAG", _CACHEDIR_TAG.encode(), self._temp)
-                durable.write_atomically(layout, json.dumps(oci.LAYOUT).encode(), self._temp)
-            descriptor, probe = tempfile.mkstemp(prefix="probe-", dir=self._temp)
-            os.close(descriptor)
-            Path(probe).unlink()
-        self._check_layout()
+        try:
+            with durable.writing(str(self.root)):
+                self._make_layout()
+                descriptor, probe = tempfile.mkstemp(prefix="probe-", dir=self._temp)
+                os.close(descriptor)
+                Path(probe).unlink()
+        except (FileExistsError, NotADirectoryError) as error:
+            raise EnginefarmError(Reason.STORE_FOREIGN, f"{self.root} is no folder", why=str(error)) from error
+        check_layout(self.root)
+
+    def _make_layout(self) -> None:
+        self._blobs.mkdir(parents=True, exist_ok=True)
+        self._temp.mkdir(exist_ok=True)
+        layout = self.root / "oci-layout"
+        if not layout.exists():
+            durable.sync_folder(self._blobs.parent)
+            durable.write_atomically(self.root / "CACHEDIR.TAG", _CACHEDIR_TAG.encode(), self._temp)
+            durable.write_atomically(layout, json.dumps(oci.LAYOUT).encode(), self._temp)
 
     def _put(self, content: Path | bytes, what: str) -> Blob:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
@@ -232,7 +231,7 @@ class Store:
                 temp.unlink(missing_ok=True)
                 raise
             durable.sync_folder(self._blobs)
-        return Blob(digest=digest, size=size, path=path)
+        return Blob(digest=digest, size=path.stat().st_size, path=path)
 
     def _known(self, content: bytes) -> Blob | None:
         blob = Blob(digest=(digest := oci.digest_of(content)), size=len(content), path=self._path(digest))
@@ -247,63 +246,15 @@ class Store:
             os.fsync(stream.fileno())
         return oci.digest_of(content)
 
-    def _update(self, change: Callable[[list[Entry]], list[Entry]]) -> None:
-        with durable.writing(str(self._index_path)), FileLock(self.root / ".lock"):
-            self._sweep()
-            entries, _ = self._load(fresh=True)
-            content = oci.index([_to_descriptor(entry) for entry in change(list(entries))])
-            durable.write_atomically(self._index_path, content, self._temp)
-
-    def _sweep(self) -> None:
-        limit = time.time() - _STALE_S
-        for path in self._temp.iterdir():
-            if path.stat().st_mtime < limit:
-                path.unlink(missing_ok=True)
-
-    def _load(self, *, fresh: bool = False) -> tuple[tuple[Entry, ...], dict[tuple[str, str], list[Entry]]]:
-        try:
-            status = self._index_path.stat()
-        except FileNotFoundError:
-            return (), {}
-        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-        cached = self._read
-        if cached is not None and cached[0] == stamp and not fresh:
-            return cached[1], cached[2]
-        self._check_layout()
-        entries = self._parse(self._index_path.read_bytes())
-        by_key: dict[tuple[str, str], list[Entry]] = {}
-        for entry in entries:
-            by_key.setdefault((entry.kind, entry.key), []).append(entry)
-        self._read = (stamp, entries, by_key)
-        return entries, by_key
-
-    def _parse(self, content: bytes) -> tuple[Entry, ...]:
-        try:
-            return tuple(_to_entry(item) for item in json.loads(content)["manifests"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise EnginefarmError(
-                Reason.STORE_CORRUPT,
-                "the store's index cannot be read",
-                where=str(self._index_path),
-                why=repr(error),
-                fix=f"move {self.root} aside and build again; the files under blobs/ stay usable as evidence",
-            ) from error
-
-    def _check_layout(self) -> None:
-        layout = self.root / "oci-layout"
-        try:
-            version = json.loads(layout.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise EnginefarmError(
-                Reason.STORE_FOREIGN, f"{self.root} is not an OCI image layout", why=str(error)
-            ) from error
-        if version != oci.LAYOUT:
-            raise EnginefarmError(Reason.STORE_FOREIGN, f"{layout} says {version}, this version knows {oci.LAYOUT}")
-
     def _path(self, digest: str) -> Path:
-        if not _DIGEST.match(digest):
+        if not DIGEST.fullmatch(digest):
             raise EnginefarmError(Reason.STORE_CORRUPT, f"{digest!r} is not a SHA-256 digest", where=str(self.root))
         return self._blobs / digest.removeprefix("sha256:")
+
+    def _mentioned(self, digest: str) -> list[str]:
+        path = self._path(digest)
+        is_document = path.is_file() and path.stat().st_size <= _DOCUMENT_BYTES
+        return DIGEST.findall(path.read_text(encoding="utf-8", errors="replace")) if is_document else []
 
     def _problems(self, entry: Entry) -> list[Problem]:
         try:
@@ -329,41 +280,13 @@ def _damage(blob: Blob) -> str | None:
         actual = f"sha256:{durable.sha256_file(blob.path)}"
     except OSError as error:
         return str(error)
-    return None if actual == blob.digest else f"expected {blob.digest}\nactual   {actual}"
+    if actual != blob.digest:
+        return f"expected {blob.digest}\nactual   {actual}"
+    size = blob.path.stat().st_size
+    return None if size == blob.size else f"expected {blob.size} bytes\nactual   {size} bytes"
 
 
 def _corrupt(entry: Entry, path: Path, why: str) -> EnginefarmError:
     return EnginefarmError(
         Reason.STORE_CORRUPT, f"{entry.name} in the store is not what it claims to be", where=str(path), why=why
-    )
-
-
-def _same(one: Entry, other: Entry) -> bool:
-    return (one.kind, one.key, one.name, one.digest) == (other.kind, other.key, other.name, other.digest)
-
-
-def _to_descriptor(entry: Entry) -> oci.Document:
-    annotations = {
-        **entry.annotations,
-        oci.REF_NAME: entry.name,
-        oci.KIND: entry.kind,
-        oci.KEY: entry.key,
-        oci.CREATED: entry.created,
-    }
-    document = oci.descriptor(oci.MANIFEST_TYPE, entry.digest, entry.size, annotations)
-    return document | {"artifactType": f"application/vnd.enginefarm.{entry.kind}.v1"}
-
-
-def _to_entry(document: Mapping[str, Any]) -> Entry:
-    annotations = dict(document["annotations"])
-    name, kind = annotations.pop(oci.REF_NAME), annotations.pop(oci.KIND)
-    key, created = annotations.pop(oci.KEY), annotations.pop(oci.CREATED)
-    return Entry(
-        kind=kind,
-        key=key,
-        name=name,
-        digest=document["digest"],
-        size=document["size"],
-        created=created,
-        annotations=annotations,
     )
