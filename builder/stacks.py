@@ -24,7 +24,7 @@ else:
 
 SM = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]$")]
 LOCK_NAME = "requirements.lock"
-_REQUIREMENT = re.compile(r"^(?P<pin>[A-Za-z0-9._-]+==[^\s;\\]+)\s*(?:;(?P<marker>[^\\]*))?\\?\s*$", re.MULTILINE)
+_REQUIREMENT = re.compile(r"^(?P<pin>[A-Za-z0-9._-]+==[^\s;\\]+)\s*(?:;(?P<marker>[^\\\n]*))?\\?\s*$", re.MULTILINE)
 
 
 class _StackFile(BaseModel):
