@@ -15,22 +15,29 @@ from pathlib import Path
 
 _GRACE_S = 3.0
 _LOOK_S = 0.1
+_NAP_S = 0.005
 _TAIL_BYTES = 64 * 1024
-_SECRET_OPTION = re.compile(r"(?i)^(--?[a-z-]*(?:password|token|secret|api-key)[a-z-]*)(=.*)?$")
-_SECRET_VALUE = re.compile(r"(?i)((?:password|token|secret)=)[^&\s]+")
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_SENSITIVE = r"(?:password|passwd|token|secret|api[-_]?key)"
+_SECRET_OPTION = re.compile(rf"(?i)^(--?[\w-]*{_SENSITIVE}[\w-]*)(=.*)?$", re.DOTALL)
+_SECRET_VALUE = re.compile(rf"(?i)({_SENSITIVE}=)[^&\s]+")
+# up to the last @ before the path: a password may hold one itself
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a process ended. Exactly one of `exit_code` and `signal` is set; `max_rss_bytes` is null where unknown."""
+    """How a process ended. Exactly one of `exit_code` and `signal` is set.
+
+    `max_rss_bytes`: peak memory of the process and of its children that it waited for, whichever is largest; the kernel
+    never counts less than the memory of the caller at the start.
+    """
 
     argv: tuple[str, ...]
     exit_code: int | None
     signal: int | None
     duration_s: float
     log: Path
-    max_rss_bytes: int | None
+    max_rss_bytes: int
     timed_out: bool
     cancelled: bool
 
@@ -39,7 +46,7 @@ class Outcome:
         return show(self.argv)
 
 
-def run(  # what a process is
+def run(
     argv: Sequence[str],
     *,
     cwd: Path,
@@ -78,10 +85,9 @@ def run(  # what a process is
                 break
     finally:
         _signal_group(process.pid, signal.SIGKILL)
-        status, rss = watch.reap()
+        code, rss = watch.reap()
         # Popen must not wait for the same child again
-        process.returncode = os.waitstatus_to_exitcode(status)
-    code = process.returncode
+        process.returncode = code
     return Outcome(
         argv=tuple(argv),
         exit_code=code if code >= 0 else None,
@@ -122,42 +128,36 @@ def tail(log: Path, lines: int = 15) -> str:
 
 
 class _Watch:
-    """Waits for one child without stealing others' children, and reads what it used."""
+    """Waits for one child. Only `reap` takes it from the kernel: until then its number cannot become another's."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._status: tuple[int, int] | None = None
         try:
             self._fd: int | None = os.pidfd_open(pid)
         except OSError:
+            # a kernel before 5.3, or one that forbids it
             self._fd = None
 
     def ended(self, within_s: float) -> bool:
-        if self._status is None and self._fd is not None:
-            select.select([self._fd], [], [], within_s)
-            self._collect(os.WNOHANG)
-        elif self._status is None:
-            until = time.monotonic() + within_s
-            while not self._collect(os.WNOHANG) and time.monotonic() < until:
-                time.sleep(0.005)
-        return self._status is not None
+        if self._fd is not None:
+            # select() fails for descriptors above 1023
+            poll = select.poll()
+            poll.register(self._fd, select.POLLIN)
+            return bool(poll.poll(within_s * 1000))
+        until = time.monotonic() + within_s
+        while os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_NAP_S)
+        return True
 
     def reap(self) -> tuple[int, int]:
-        self._collect(0)
+        """Return the exit code as `Popen` gives it, and the peak memory in bytes."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-        if self._status is None:
-            msg = f"child {self._pid} was not reaped"
-            raise RuntimeError(msg)
-        return self._status
-
-    def _collect(self, options: int) -> bool:
-        if self._status is None:
-            pid, status, usage = os.wait4(self._pid, options)
-            if pid == self._pid:
-                self._status = (status, usage.ru_maxrss * 1024)
-        return self._status is not None
+        _, status, usage = os.wait4(self._pid, 0)
+        return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
