@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import statistics
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 _RECENT = 5
 _ROTATE_BYTES = 8 << 20
+# some thousand entries: what older ones would add to estimates is not worth the time to read them
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +32,8 @@ class JournalEntry:
     ended: str
 
 
-_FIELDS = frozenset(item.name for item in fields(JournalEntry))
+_KINDS: dict[str, Callable[[Any], Any]] = {"str": str, "float": float, "int": int}
+_FIELDS = {item.name: _KINDS[str(item.type)] for item in fields(JournalEntry)}
 
 
 class Journal:
@@ -36,6 +41,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._older = path.with_suffix(".old.jsonl")
 
     def record(self, entry: JournalEntry) -> None:
         """Append an entry with one write, so that processes side by side never mix lines. A full disk is no failure."""
@@ -43,10 +49,12 @@ class Journal:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and self._path.stat().st_size > _ROTATE_BYTES:
-                self._path.replace(self._path.with_suffix(".old.jsonl"))
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._path.replace(self._older)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                os.write(descriptor, line)
+                size = os.fstat(descriptor).st_size
+                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+                os.write(descriptor, b"\n" + line if torn else line)
             finally:
                 os.close(descriptor)
         except OSError:
@@ -63,11 +71,11 @@ class Journal:
         return max(entry.max_rss_bytes for entry in entries) if entries else None
 
     def entries(self) -> tuple[JournalEntry, ...]:
-        """Read all entries; torn or foreign lines are passed over."""
-        try:
-            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return ()
+        """Read the recent entries, oldest first; torn or foreign lines are passed over."""
+        content = b""
+        for path in (self._path, self._older):
+            content = _end_of(path, _READ_BYTES - len(content)) + content
+        lines = content.decode(errors="replace").splitlines()
         return tuple(entry for line in lines if (entry := _parse(line)) is not None)
 
     def _similar(self, recipe: str, precision: str, stack: str, stage: str) -> list[JournalEntry]:
@@ -88,9 +96,18 @@ class Journal:
         return index
 
 
+def _end_of(path: Path, size: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - size))
+            return stream.read(size)
+    except OSError:
+        return b""
+
+
 def _parse(line: str) -> JournalEntry | None:
     try:
         row = json.loads(line)
-        return JournalEntry(**{name: row[name] for name in _FIELDS})
-    except (ValueError, KeyError, TypeError):
+        return JournalEntry(**{name: kind(row[name]) for name, kind in _FIELDS.items()})
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
