@@ -180,7 +180,8 @@ def run_stages(stages: StageRunner, work: Work, *, verify: bool, known: Manifest
     building = {**common, **machine, "options": recipe.build.model_dump(mode="json")}
 
     results = {"lower": stages.run(subject, "lower", work.model.inputs("model", "external"), {**common, **keep})}
-    lowered = dict(results["lower"].outputs)
+    titles = {"external": "lowered_external"}
+    lowered = {titles.get(name, name): path for name, path in results["lower"].outputs.items()}
     if known is None:
         results["build"] = stages.run(subject, "build", lowered, building)
     kept = {"kept_fp32": results["lower"].data["kept_fp32"]}

@@ -31,10 +31,15 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """What runs a stage: a stack's packages on a Python, or an image. `python` such as "3.11"."""
+    """What runs a stage: a stack's packages on a Python, or an image.
+
+    `python` such as "3.11"; `interpreter` is its full version text: TensorRT orders some work by memory addresses, and
+    another build of Python moves them.
+    """
 
     stack: Stack
     python: str
+    interpreter: str = ""
     image: str | None = None
 
     def as_document(self) -> dict[str, Any]:
@@ -42,7 +47,8 @@ class Runtime:
         if self.image is not None:
             return {"name": self.stack.name, "image": self.image}
         pins = list(self.stack.packages(self.python))
-        return {"name": self.stack.name, "lock_sha256": self.stack.lock_sha256, "packages": pins}
+        software = {"lock_sha256": self.stack.lock_sha256, "packages": pins, "interpreter": self.interpreter}
+        return {"name": self.stack.name, **software}
 
 
 def canonical(document: Document) -> bytes:

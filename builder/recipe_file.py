@@ -204,7 +204,7 @@ def _words(item: ErrorDetails, path: str, parent: Any) -> tuple[str, str | None]
     if kind in _SPEAKERS:
         return _SPEAKERS[kind](item, path, parent)
     if kind == "string_type" and isinstance(value, bool | int | float):
-        return f"{path}: YAML reads {value!r} here, text is wanted", f'put it into quotes: "{value}"'
+        return f"{path}: YAML reads {value!r} here, text is wanted", "put the value into quotes"
     if kind in _SIGNS:
         return f"{path}: {value!r} must be {_SIGNS[kind]} {next(iter(item.get('ctx', {}).values()))}", None
     return f"{path}: {value!r} {_WANTED.get(kind, item['msg'])}", None

@@ -14,6 +14,7 @@ from builder import process
 from builder.errors import EnginefarmError, Reason
 
 PROTOCOL = 1
+_WEIGHTS = {"external": "model.onnx.data", "lowered_external": "lowered.onnx.data"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +96,8 @@ def collect(request: StageRequest, outcome: process.Outcome) -> StageResult:
 
 
 def _file_name(name: str, source: Path) -> str:
-    # a model's weights file is found by the name that the ONNX file mentions
-    return f"{name}{source.suffix}" if name != "external" else "model.onnx.data"
+    # a model finds its weights beside it, under the name that the ONNX file mentions
+    return _WEIGHTS.get(name, f"{name}{source.suffix}")
 
 
 def _place(source: Path, destination: Path) -> None:

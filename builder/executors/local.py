@@ -10,7 +10,7 @@ from pathlib import Path
 
 import builder
 from builder import environments, process
-from builder.environments import Environment
+from builder.environments import BasePython, Environment
 from builder.errors import EnginefarmError, Reason
 from builder.key import Runtime
 from builder.project import Home
@@ -29,11 +29,15 @@ class LocalExecutor:
         self._install = install
         self._cancel = cancel
         self._located: dict[str, Environment] = {}
+        self._interpreters: dict[BasePython, str] = {}
         self._processors = _Processors()
 
     def runtime(self, stack: Stack) -> Runtime:
         """Name the stack's packages for the Python that its environment would have."""
-        return Runtime(stack=stack, python=self._environment(stack).base.version)
+        base = self._environment(stack).base
+        if base not in self._interpreters:
+            self._interpreters[base] = environments.interpreter(base)
+        return Runtime(stack=stack, python=base.version, interpreter=self._interpreters[base])
 
     def ready(self, stack: Stack) -> bool:
         """Say whether the environment is installed."""

@@ -101,7 +101,7 @@ def _below(ranges: ShapeRange) -> Shape:
 def _from_file(path: str, dtype: np.dtype[Any], shape: Shape, name: str) -> np.ndarray:
     try:
         sample = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise StageFailure("input-invalid", f"input {name}: the sample file cannot be read", why=str(error)) from error
     if sample.ndim != len(shape) or 0 in sample.shape:
         why = f"the sample has shape {list(sample.shape)}, the input {list(shape)}"

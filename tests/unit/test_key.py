@@ -136,7 +136,7 @@ def export_stack(lock: str = "torch==1\n") -> Stack:
     return Stack(folder=Path("images/export"), spec=ExportStackFile.model_validate(spec), lock=lock)
 
 
-def keys(  # noqa: PLR0913
+def keys(
     recipe: Mapping[str, Any] = RECIPE,
     *,
     job: Job = JOB,
@@ -249,6 +249,7 @@ def test_a_field_changes_its_keys_and_no_other(path: str) -> None:
         ({"runtime": Runtime(stack=stack(lock="a==1 --hash=sha256:01\n"), python="3.11")}, "e"),
         ({"runtime": Runtime(stack=stack(lock="a==2 --hash=sha256:00\n"), python="3.11")}, "e"),
         ({"runtime": Runtime(stack=stack(), python="3.11", image="sha256:aa")}, "e"),
+        ({"runtime": Runtime(stack=stack(), python="3.11", interpreter="3.11.9 (another build)")}, "e"),
         ({"exporter": Runtime(stack=export_stack("torch==2\n"), python="3.11")}, "x"),
         # what must not matter
         ({"runtime": Runtime(stack=replace(stack(), folder=Path("/elsewhere/s")), python="3.11")}, ""),

@@ -13,7 +13,7 @@ from builder.errors import EnginefarmError, Reason
 from builder.plan import Catalogue, Plan, make_plan, require_jobs, select_recipes
 from builder.recipe import Recipe
 from builder.stacks import Stack
-from builder.targets import choose_targets, load_precision_floors, load_targets
+from builder.targets import choose_targets, load_precision_floors, load_targets, sm_number
 from tests.unit.test_key import RECIPE, stack
 
 RTX: dict[str, Any] = {
@@ -132,10 +132,13 @@ def test_equal_input_gives_equal_bytes_whatever_the_order() -> None:
 
 
 def test_work_grows_with_the_number_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    original = sm = __import__("builder.plan", fromlist=["sm_number"]).sm_number
-    assert original is sm
-    monkeypatch.setattr("builder.plan.sm_number", lambda text: (calls.append(text), original(text))[1])
+    calls: list[str] = []
+
+    def counted(text: str) -> tuple[int, int]:
+        calls.append(text)
+        return sm_number(text)
+
+    monkeypatch.setattr("builder.plan.sm_number", counted)
     counts = []
     for size in (10, 20, 40):
         calls.clear()
