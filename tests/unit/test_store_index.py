@@ -131,6 +131,18 @@ def test_what_other_tools_added_is_kept(store: Store) -> None:
     assert [one for one in document(store.root / "index.json")["manifests"] if one in foreign] == foreign
 
 
+def test_writer_trusts_no_earlier_reading(store: Store) -> None:
+    """A number of a file may be used again at once, so an index that looks unchanged may be another one."""
+    add(store)
+    path = store.root / "index.json"
+    before = path.stat()
+    assert len(store.entries()) == 1
+    path.write_bytes(path.read_bytes().replace(KEY.encode(), b"c" * 64))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    add(store, OTHER_KEY)
+    assert [entry.key for entry in Store(store.root).entries()] == ["c" * 64, OTHER_KEY]
+
+
 def test_sweeps_what_killed_writers_left_a_day_ago(store: Store) -> None:
     add(store)
     old, young = store.root / "tmp" / "blob-old", store.root / "tmp" / "blob-young"
