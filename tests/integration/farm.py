@@ -42,17 +42,18 @@ class Farm:
             command, cwd=self.project, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def run(self, *arguments: str, timeout: float = 240, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `enginefarm` to its end."""
-        process = self.start(*arguments, **environ)
-        out, err = process.communicate(timeout=timeout)
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=240)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def build(self, *arguments: str, code: int = 0, **environ: str) -> list[dict[str, Any]]:
         """Build for Ampere and return the jobs of the report; the exit code must be as said."""
-        done = self.run("build", "--target", "ampere", "--json", *arguments, **environ)
-        assert done.returncode == code, done.stderr
-        jobs: list[dict[str, Any]] = json.loads(done.stdout)["jobs"]
+        process = self.start("build", "--target", "ampere", "--json", *arguments, **environ)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == code, err
+        jobs: list[dict[str, Any]] = json.loads(out)["jobs"]
         return jobs
 
     def recipe(self, name: str, model: onnx.ModelProto, shapes: dict[str, Any], **changes: Any) -> Path:
@@ -68,7 +69,7 @@ class Farm:
             "source": {"kind": "onnx", "path": "model.onnx", "sha256": hashlib.sha256(content).hexdigest()},
             "profiles": [{"inputs": shapes}],
             "precisions": {"fp16": {"tolerance": {"default": {"max_abs": 0.05}}}},
-            "inputs": dict.fromkeys(shapes, {"values": {"kind": "uniform", "low": 0.5, "high": 1.0}}),
+            "inputs": {key: {"values": {"kind": "uniform", "low": 0.5, "high": 1.0}} for key in shapes},
         }
         path = folder / "recipe.yaml"
         path.write_text(yaml.safe_dump(document | changes), encoding="utf-8")

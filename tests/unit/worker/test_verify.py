@@ -120,7 +120,7 @@ def test_a_graph_that_is_simply_wrong_fails_in_fp32_too() -> None:
 
 
 def test_the_framework_s_own_outputs_are_the_reference() -> None:
-    recorded = {}
+    recorded: dict[str, Any] = {}
     for point, size in (("min", 1), ("opt", 2), ("max", 3)):
         recorded[f"p/{point}|in|x"] = np.full((size, 4), 1.5, np.float32)
         recorded[f"p/{point}|out|y"] = np.full((size, 4), 3.0, np.float32)
