@@ -138,7 +138,7 @@ def lowered_models(farm: Farm, precision: str) -> dict[str, Path]:
     kept = farm.home / "bench" / precision
     kept.mkdir(parents=True, exist_ok=True)
     found: dict[str, Path] = {}
-    for folder in sorted((farm.home / "work").glob(f"run-*/*-{precision}-*/build")):
+    for folder in sorted((farm.home / "work").glob(f"kept-*/*-{precision}-*/build")):
         name = next(model for model in MODELS if folder.parent.name.startswith(model))
         found[name] = kept / f"{name}.onnx"
         shutil.copyfile(folder / "in" / "lowered.onnx", found[name])

@@ -193,6 +193,7 @@ def run_stages(stages: StageRunner, work: Work, *, verify: bool, known: Manifest
             "inputs": inputs_document(recipe),
             "tolerance": settings.tolerance.model_dump(mode="json", exclude_none=True),
             "engine_profiles": profiles,
+            "threads": stages.threads,
         }
         inputs = {**work.model.inputs("model", "external", "reference"), **lowered, **work.samples}
         results["verify"] = stages.run(subject, "verify", inputs, params)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from builder import host, preflight
 from builder.errors import EnginefarmError, Reason
-from builder.events import JobFinished, JobOutcome, Listener, RunStarted, Status, StepFinished, StepStarted
+from builder.events import JobFinished, JobOutcome, Listener, Note, RunStarted, Status, StepFinished, StepStarted
 from builder.executors import EXECUTORS, Executor
 from builder.fetch import Fetcher
 from builder.jobs import JobRunner, find_proved, make_keys, read_manifest
@@ -135,6 +135,8 @@ class Execution:
         self._check_disk(jobs)
         self.store.ensure_writable()
         with Workspace(self.home, keep=self.settings.keep_work) as workspace:
+            if self.settings.keep_work:
+                self.listen(Note(subject="work", text=f"the folders of all stages are kept in {workspace.folder}"))
             stages = StageRunner(
                 executor=self.executor,
                 workspace=workspace,
@@ -142,6 +144,7 @@ class Execution:
                 listen=self.listen,
                 cancel=self.cancel,
                 timeout_s=self.settings.timeout_s,
+                threads=max(1, host.processors() // self.settings.parallel),
             )
             runner = JobRunner(
                 store=self.store,

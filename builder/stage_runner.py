@@ -31,7 +31,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRunner:
-    """Everything a stage needs besides its own inputs."""
+    """Everything a stage needs besides its own inputs. `threads`: processors that one stage may use."""
 
     executor: Executor
     workspace: Workspace
@@ -39,6 +39,7 @@ class StageRunner:
     listen: Listener
     cancel: threading.Event
     timeout_s: float
+    threads: int = 1
 
     def run(self, subject: Subject, stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any]) -> StageResult:
         """Run a stage.

@@ -10,13 +10,13 @@ import numpy as np
 from .protocol import StageFailure
 
 if TYPE_CHECKING:
-    from .protocol import Profile, Shape, ShapeRange
+    from .protocol import Profile, Shape
 
 ABOVE, BELOW = "above", "below"
 
 
 class Case(NamedTuple):
-    """One shape per input. `point` is min, opt, max, also0, ... or, outside the shape profile, above or below."""
+    """One shape per input. `point` is min, opt, max, also0, ... or, outside, above<axis> and below<axis>."""
 
     profile: str
     point: str
@@ -50,15 +50,16 @@ def cases(profiles: list[Profile]) -> list[Case]:
 
 
 def outside_cases(profiles: list[Profile]) -> list[Case]:
-    """List the shapes just outside: each dynamic axis one above its max, and one below its min where that is over 1."""
+    """List the shapes just outside: one step beyond the max or the min of one axis, all others at their min.
+
+    Axes of the same position and range move together: inputs share a batch axis more often than not.
+    """
     found: list[Case] = []
     for profile in profiles:
-        above = {name: _above(ranges) for name, ranges in profile.inputs.items()}
-        below = {name: _below(ranges) for name, ranges in profile.inputs.items()}
-        if any(above[name] != ranges.max for name, ranges in profile.inputs.items()):
-            found.append(Case(profile.name, ABOVE, above))
-        if any(below[name] != ranges.min for name, ranges in profile.inputs.items()):
-            found.append(Case(profile.name, BELOW, below))
+        for axis, low, high in _dynamic_axes(profile):
+            found.append(Case(profile.name, f"{ABOVE}{axis}", _moved(profile, axis, (low, high), high + 1)))
+            if low > 1:
+                found.append(Case(profile.name, f"{BELOW}{axis}", _moved(profile, axis, (low, high), low - 1)))
     return found
 
 
@@ -90,12 +91,24 @@ def make_all(specs: dict[str, Any], case: Case) -> dict[str, np.ndarray]:
     return {name: make(specs[name], shape, name, case.name) for name, shape in case.shapes.items()}
 
 
-def _above(ranges: ShapeRange) -> Shape:
-    return tuple(high + 1 if low != high else high for low, high in zip(ranges.min, ranges.max))
+def _dynamic_axes(profile: Profile) -> list[tuple[int, int, int]]:
+    ranges = {
+        (axis, low, high)
+        for shapes in profile.inputs.values()
+        for axis, (low, high) in enumerate(zip(shapes.min, shapes.max))
+        if low != high
+    }
+    return sorted(ranges)
 
 
-def _below(ranges: ShapeRange) -> Shape:
-    return tuple(low - 1 if low != high and low > 1 else low for low, high in zip(ranges.min, ranges.max))
+def _moved(profile: Profile, axis: int, span: tuple[int, int], size: int) -> dict[str, Shape]:
+    return {
+        name: tuple(
+            size if position == axis and (low, high) == span else low
+            for position, (low, high) in enumerate(zip(shapes.min, shapes.max))
+        )
+        for name, shapes in profile.inputs.items()
+    }
 
 
 def _from_file(path: str, dtype: np.dtype[Any], shape: Shape, name: str) -> np.ndarray:

@@ -63,8 +63,9 @@ class Verification:
             with np.load(job.inputs["reference"], allow_pickle=False) as archive:
                 self.recorded = dict(archive)
         self.lowered = onnx.load(job.inputs["lowered"])
-        self.candidate = session(emulated(self.lowered, job.precision))
-        self.source = session(job.inputs["model"]) if self.recorded is None else None
+        threads = job.params.get("threads")
+        self.candidate = session(emulated(self.lowered, job.precision), threads)
+        self.source = session(job.inputs["model"], threads) if self.recorded is None else None
         self.outputs = [value.name for value in self.candidate.get_outputs()]
 
     def check(self, case: Case) -> dict[str, Any]:
@@ -171,11 +172,11 @@ class Verification:
         return "agrees", ""
 
 
-def session(model: onnx.ModelProto | str) -> ort.InferenceSession:
-    """Open a model on the CPU."""
+def session(model: onnx.ModelProto | str, threads: int | None = None) -> ort.InferenceSession:
+    """Open a model on the CPU; without a number of threads, with one per processor."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     # two jobs may run at once: a waiting thread must not burn the other's time
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     content = model if isinstance(model, str) else model.SerializeToString()

@@ -21,9 +21,18 @@ def test_inside_are_min_opt_max_and_the_further_shapes_each_once() -> None:
     assert found[0].shapes == {"x": (1, 4), "y": (5,)}
 
 
-def test_outside_is_one_step_beyond_each_dynamic_axis() -> None:
+def test_outside_is_one_step_beyond_one_axis_at_a_time() -> None:
     found = outside_cases([profile(x=ShapeRange((2, 4, 1), (4, 4, 2), (8, 4, 3)))])
-    assert [(case.point, case.shapes["x"]) for case in found] == [("above", (9, 4, 4)), ("below", (1, 4, 1))]
+    assert [(case.point, case.shapes["x"]) for case in found] == [
+        ("above0", (9, 4, 1)),
+        ("below0", (1, 4, 1)),
+        ("above2", (2, 4, 4)),
+    ]
+
+
+def test_axes_that_inputs_share_move_together() -> None:
+    found = outside_cases([profile(x=ShapeRange((1, 4), (2, 4), (3, 4)), y=ShapeRange((1, 7), (2, 7), (3, 7)))])
+    assert [case.shapes for case in found] == [{"x": (4, 4), "y": (4, 7)}]
 
 
 def test_a_fixed_shape_has_no_outside() -> None:

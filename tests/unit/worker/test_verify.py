@@ -81,7 +81,7 @@ def test_a_faithful_graph_passes_at_every_shape() -> None:
     assert data["worst"]["metric"] == "max_abs"
     assert data["worst"]["headroom"] > 1
     assert [(item["point"], item["graph"], item["excluded_by_profile"]) for item in data["outside"]] == [
-        ("above", "agrees", True)
+        ("above0", "agrees", True)
     ]
 
 
