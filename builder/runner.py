@@ -168,7 +168,14 @@ class Execution:
         unready = {stack.name for stack in stacks if not self.executor.ready(stack)}
         tasks = [self._prepare_task(stack) for stack in stacks if stack.name in unready]
         tasks += [self._model_task(recipe, runner, unready) for recipe in exported]
+        # longest first, as far as the journal knows: no long one is left running alone at the end
+        jobs = sorted(jobs, key=self._expected_seconds, reverse=True)
         return tasks + [self._job_task(job, runner, unready, {recipe.name for recipe in exported}) for job in jobs]
+
+    def _expected_seconds(self, job: Job) -> float:
+        stages = ("lower", "build", "examine", "verify")
+        known = (self.journal.expected_seconds(job.recipe, job.precision, job.stack, stage) for stage in stages)
+        return sum(seconds or 0.0 for seconds in known)
 
     def _prepare_task(self, stack: Stack) -> Task:
         def prepare() -> None:
