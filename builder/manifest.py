@@ -104,6 +104,8 @@ class BuildPart(Part):
     seconds: float = Field(description="Wall time of the build stage.")
     max_rss_bytes: int = Field(description="Peak memory of the build stage.")
     options: dict[str, Any] = Field(description="Build options of the recipe.")
+    repeatable: bool = Field(description="True if memory addresses and thread order of the builder were under control.")
+    warnings: list[str] = Field(description="What TensorRT warned of while building.")
 
 
 class ProofPart(Part):

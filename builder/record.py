@@ -145,7 +145,13 @@ def _engine(evidence: Evidence) -> EnginePart:
 def _build(evidence: Evidence) -> BuildPart:
     result = evidence.results["build"]
     options = evidence.recipe.build.model_dump(mode="json")
-    return BuildPart(seconds=round(result.seconds, 3), max_rss_bytes=result.max_rss_bytes, options=options)
+    return BuildPart(
+        seconds=round(result.seconds, 3),
+        max_rss_bytes=result.max_rss_bytes,
+        options=options,
+        repeatable=result.data["repeatable"],
+        warnings=result.data["warnings"],
+    )
 
 
 def _proof(evidence: Evidence) -> ProofPart:

@@ -91,7 +91,7 @@ def manifest(recipe: str = "tiny", precision: str = "fp16", *, variant: int = 0,
             flags=["STRONGLY_TYPED"],
             needs_host_code=False,
         ),
-        "build": m.BuildPart(seconds=0.52, max_rss_bytes=700 << 20, options={}),
+        "build": m.BuildPart(seconds=0.52, max_rss_bytes=700 << 20, options={}, repeatable=True, warnings=[]),
         "proof": m.ProofPart(
             key="4" * 64,
             status="passed",

@@ -162,7 +162,7 @@ def test_the_same_bytes_in_folders_of_other_lengths(stage: Run, convolutions: Pa
     first = stage("build", lowered, folder="a", **params)
     second = stage("build", lowered, folder="b" * 100 + "/" + "c" * 100, **params)
     assert _engine(first) == _engine(second)
-    assert first["data"]["addresses_fixed"]
+    assert first["data"]["repeatable"]
     assert first["data"]["profiles"] == PROFILES
     assert ("TF32" in first["data"]["flags"]) == (precision == "tf32")
 

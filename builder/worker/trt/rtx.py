@@ -31,8 +31,8 @@ def build(request: Request, model: str, engine: str) -> dict[str, Any]:
     capabilities = _capabilities(trt, request.sms)
     _refuse_options(request.options)
     facts: dict[str, Any] = addresses.in_fresh_heap(_build, trt, request, capabilities, model, engine)
-    repeatable = {"addresses_fixed": addresses.are_fixed(), "turns_taken": turns_taken}
-    return {"tensorrt": trt.__version__, "sms": request.sms, **repeatable, **facts}
+    repeatable = addresses.are_fixed() and turns_taken
+    return {"tensorrt": trt.__version__, "sms": request.sms, "repeatable": repeatable, **facts}
 
 
 def _build(trt: Any, request: Request, capabilities: list[Any], model: str, engine: str) -> dict[str, Any]:
