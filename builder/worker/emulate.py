@@ -69,14 +69,19 @@ def emulated(model: ModelProto, precision: str, *, rounding: bool = True) -> Mod
     copy.CopyFrom(model)
     if precision == "tf32":
         if rounding:
-            for graph in list(graphs(copy.graph)):
+            for graph in _innermost_first(copy):
                 _round_products(graph)
     elif precision in LOW_TYPES:
         low = LOW_TYPES[precision]
         types = _value_types(copy)
-        for graph in list(graphs(copy.graph)):
+        for graph in _innermost_first(copy):
             _widen(graph, low, types, rounding=rounding)
     return copy
+
+
+def _innermost_first(model: ModelProto) -> list[GraphProto]:
+    # a graph that gets new nodes copies them, so whatever changes inside them has to change before
+    return list(graphs(model.graph))[::-1]
 
 
 def _value_types(model: ModelProto) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -41,13 +42,24 @@ def load(path: str) -> ModelProto:
         if isinstance(error, (MemoryError, KeyboardInterrupt)):
             raise
         text = str(error).strip().splitlines()
-        raise StageFailure(
-            "model-invalid",
-            f"{path} is not a valid ONNX model",
-            why=text[0] if text else type(error).__name__,
-            fix="export it again",
-            details={"error": str(error)},
-        ) from error
+        beside = _weights_beside(path)
+        what, fix = "the ONNX file is not a valid model", "export it again"
+        if beside:
+            what = f"the ONNX file keeps weights in another file, {', '.join(beside)}, which is not there"
+            fix = "save the model as one file: onnx.save(model, path, save_as_external_data=False)"
+        why = text[0] if text else type(error).__name__
+        raise StageFailure("model-invalid", what, why=why, fix=fix, details={"error": str(error)}) from error
+
+
+def _weights_beside(path: str) -> list[str]:
+    """List the files, next to a model, in which it keeps weights and which are missing; none for what is no model."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception:  # noqa: BLE001  (what is no model has no weights)
+        return []
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    names = sorted({entry.value for entry in entries if entry.key == "location"})
+    return [name for name in names if not os.path.exists(os.path.join(os.path.dirname(path), name))]
 
 
 def save(model: ModelProto, path: str) -> dict[str, str]:

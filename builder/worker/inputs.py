@@ -52,7 +52,8 @@ def cases(profiles: list[Profile]) -> list[Case]:
 def outside_cases(profiles: list[Profile]) -> list[Case]:
     """List the shapes just outside: one step beyond the max or the min of one axis, all others at their min.
 
-    Axes of the same position and range move together: inputs share a batch axis more often than not.
+    Axes of the same position and range move together: inputs share a batch axis more often than not. What lies inside
+    another shape profile is not outside.
     """
     found: list[Case] = []
     for profile in profiles:
@@ -60,7 +61,7 @@ def outside_cases(profiles: list[Profile]) -> list[Case]:
             found.append(Case(profile.name, f"{ABOVE}{axis}", _moved(profile, axis, (low, high), high + 1)))
             if low > 1:
                 found.append(Case(profile.name, f"{BELOW}{axis}", _moved(profile, axis, (low, high), low - 1)))
-    return found
+    return [case for case in found if not any(_contains(profile, case) for profile in profiles)]
 
 
 def make(spec: dict[str, Any], shape: Shape, name: str, case: str) -> np.ndarray:
@@ -89,6 +90,14 @@ def make(spec: dict[str, Any], shape: Shape, name: str, case: str) -> np.ndarray
 def make_all(specs: dict[str, Any], case: Case) -> dict[str, np.ndarray]:
     """Make the values of all inputs for one case."""
     return {name: make(specs[name], shape, name, case.name) for name, shape in case.shapes.items()}
+
+
+def _contains(profile: Profile, case: Case) -> bool:
+    return all(
+        low <= size <= high
+        for name, shape in case.shapes.items()
+        for low, size, high in zip(profile.inputs[name].min, shape, profile.inputs[name].max)
+    )
 
 
 def _dynamic_axes(profile: Profile) -> list[tuple[int, int, int]]:

@@ -12,9 +12,10 @@ import onnxruntime as ort
 
 from . import blame
 from .emulate import emulated
+from .graph import PROTOBUF_LIMIT_BYTES, load, name_nodes
 from .inputs import Case, cases, make_all, outside_cases
 from .metrics import breaches, compare, headroom
-from .protocol import Outcome, StageFailure
+from .protocol import Outcome, StageFailure, did_you_mean
 
 if TYPE_CHECKING:
     from .protocol import Job
@@ -65,8 +66,13 @@ class Verification:
         self.lowered = onnx.load(job.inputs["lowered"])
         threads = job.params.get("threads")
         self.candidate = session(emulated(self.lowered, job.precision), threads)
-        self.source = session(job.inputs["model"], threads) if self.recorded is None else None
+        self.source = session(_named(job.inputs["model"]), threads) if self.recorded is None else None
         self.outputs = [value.name for value in self.candidate.get_outputs()]
+        for name in self.tolerance["outputs"]:
+            if name not in self.outputs:
+                what = f"the recipe has a tolerance for output {name}, which the model does not have"
+                fix = f"the model's outputs: {', '.join(self.outputs)}{did_you_mean(name, self.outputs)}"
+                raise StageFailure("input-invalid", what, fix=fix)
 
     def check(self, case: Case) -> dict[str, Any]:
         """Compare all outputs at one shape."""
@@ -170,6 +176,18 @@ class Verification:
             if metrics["nonfinite"] or breaches(metrics, tolerance):
                 return "differs", f"output {name} is outside its tolerance"
         return "agrees", ""
+
+
+def _named(path: str) -> onnx.ModelProto | str:
+    """Give the nodes names of their own: ONNX Runtime refuses what TensorRT takes. Models with outside weights stay."""
+    model = load(path)
+    if (
+        os.path.exists(path + ".data")
+        or sum(len(tensor.raw_data) for tensor in model.graph.initializer) > PROTOBUF_LIMIT_BYTES
+    ):
+        return path
+    name_nodes(model.graph)
+    return model
 
 
 def session(model: onnx.ModelProto | str, threads: int | None = None) -> ort.InferenceSession:

@@ -22,6 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from builder.environments import install, locate
 from builder.project import find_home
 from builder.stacks import load_stacks
+from tests.unit.worker.graphs import branching
 
 pytestmark = pytest.mark.integration
 
@@ -141,8 +142,8 @@ def convolutions(tmp_path: Path) -> Path:
     return _save(tmp_path / "model.onnx", nodes, weights, ["n", 8, "?", "?"])
 
 
-def _lower(stage: Run, model: Path, precision: str) -> tuple[Path, dict[str, Any]]:
-    result = stage("lower", model, precision=precision, profiles=PROFILES)
+def _lower(stage: Run, model: Path, precision: str, profiles: Sequence[Any] = PROFILES) -> tuple[Path, dict[str, Any]]:
+    result = stage("lower", model, precision=precision, profiles=profiles)
     assert result["status"] == "ok", result["error"]
     return Path(result["folder"]) / "out" / "lowered.onnx", result["data"]
 
@@ -244,6 +245,17 @@ def test_a_static_model(stage: Run, tmp_path: Path) -> None:
     path = _save(tmp_path / "model.onnx", [helper.make_node("Relu", ["x"], ["y"], "relu")], {}, [1, 4])
     result = stage("build", path, precision="fp32", profiles=_profile("x", (1, 4), (1, 4), (1, 4)))
     assert result["status"] == "ok", result["error"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_model_with_branches(stage: Run, tmp_path: Path, precision: str) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(branching(), path)
+    profiles = _profile("x", (1, 4), (2, 4), (4, 4))
+    lowered, data = _lower(stage, path, precision, profiles)
+    examined = stage("examine", lowered, precision=precision, profiles=profiles, kept_fp32=data["kept_fp32"])
+    assert examined["data"]["realised"] == precision, examined["error"]
+    assert _engine(stage("build", lowered, precision=precision, profiles=profiles))
 
 
 def test_a_worker_dies_with_its_farm(rtx_python: str, convolutions: Path, tmp_path: Path) -> None:

@@ -33,8 +33,13 @@ def _layer(trt: Any, layer: Any) -> Layer:
         kind=layer.type.name,
         inputs=[tensor.dtype.name for tensor in inputs if tensor is not None],
         outputs=[tensor.dtype.name for tensor in outputs if tensor is not None],
-        macs=_macs(trt, layer, [_sizes(tensor) for tensor in inputs if tensor is not None], _sizes(outputs[0])),
+        macs=_macs(trt, layer, [_sizes(tensor) for tensor in inputs if tensor is not None], _sizes_of_first(outputs)),
     )
+
+
+def _sizes_of_first(outputs: list[Any]) -> list[int]:
+    # the layer that holds an If's condition has no output
+    return _sizes(outputs[0]) if outputs and outputs[0] is not None else []
 
 
 def _macs(trt: Any, layer: Any, inputs: list[list[int]], output: list[int]) -> int | None:

@@ -42,6 +42,23 @@ def two_layers(middle: float = 1.0) -> ModelProto:
     return model(nodes, {"w1": eye, "s": np.float32(middle), "w2": eye})
 
 
+def branching() -> ModelProto:
+    """Return y = x w where the sum of x is positive, else relu(x)."""
+
+    def branch(node: NodeProto) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, ["n", 4])
+        return helper.make_graph([node], node.name, [], [output])
+
+    then = branch(helper.make_node("MatMul", ["x", "w"], ["t"], "product"))
+    otherwise = branch(helper.make_node("Relu", ["x"], ["e"], "relu"))
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], "sum", keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["positive"], "greater"),
+        helper.make_node("If", ["positive"], ["y"], "if", then_branch=then, else_branch=otherwise),
+    ]
+    return model(nodes, {"w": np.full((4, 4), 0.3, np.float32), "zero": np.float32(0)})
+
+
 def run(model_: ModelProto, x: np.ndarray) -> np.ndarray:
     """Run a model with ONNX's own reference implementation."""
     onnx.checker.check_model(model_, full_check=True)

@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from builder.worker import graph as graphs
+from builder.worker import low_precision
 from builder.worker.emulate import emulated, tf32
 from builder.worker.verify import run_session, session
+from tests.unit.worker.graphs import branching
 
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 NUMPY = {HALF: np.dtype(np.float16), BF16: np.dtype(ml_dtypes.bfloat16)}
@@ -128,3 +131,15 @@ def test_tf32_keeps_ten_bits_of_the_mantissa(value: float) -> None:
 def test_fp32_is_left_alone() -> None:
     weight = np.eye(3, dtype=np.float32)
     assert emulated(product(weight), "fp32").SerializeToString() == product(weight).SerializeToString()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32"])
+def test_branches_are_rounded_as_well(precision: str) -> None:
+    source, lowered = branching(), branching()
+    graphs.name_nodes(lowered.graph)
+    if precision != "tf32":
+        lowered, _ = low_precision.lower(lowered, precision, {"nodes": [], "ops": []})
+    x = np.linspace(0.1, 3, 8, dtype=np.float32).reshape(2, 4)
+    exact, rounded = run_session(session(source), {"x": x})["y"], emulate(lowered, precision, x)
+    assert 0 < np.abs(rounded - exact).max() < 0.05
+    assert emulate(lowered, precision, -x).max() == 0

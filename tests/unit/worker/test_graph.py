@@ -128,3 +128,11 @@ def test_a_model_that_breaks_the_rules_of_onnx(tmp_path: Path) -> None:
         graphs.load(str(path))
     assert caught.value.reason == "model-invalid"
     assert "nowhere" in caught.value.why + caught.value.details["error"]
+
+
+def test_missing_weights_beside_a_model_are_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "m.onnx")
+    onnx.save(two_layers(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(StageFailure, match=r"weights in another file, weights\.bin, which is not there"):
+        graphs.load(path)

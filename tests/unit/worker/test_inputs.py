@@ -39,6 +39,14 @@ def test_a_fixed_shape_has_no_outside() -> None:
     assert outside_cases([profile(x=ShapeRange((2, 4), (2, 4), (2, 4)))]) == []
 
 
+def test_what_another_profile_holds_is_not_outside() -> None:
+    small, large = (
+        profile("small", x=ShapeRange((1, 4), (2, 4), (4, 4))),
+        profile("large", x=ShapeRange((5, 4), (8, 4), (9, 4))),
+    )
+    assert [(case.profile, case.shapes["x"]) for case in outside_cases([small, large])] == [("large", (10, 4))]
+
+
 def test_values_are_the_same_every_time_and_differ_between_cases() -> None:
     spec = {"dtype": "float32", "kind": "normal", "seed": 7, "mean": 1.0, "std": 2.0}
     first, again = make(spec, (2, 3), "x", "p/min"), make(spec, (2, 3), "x", "p/min")

@@ -158,3 +158,18 @@ def test_a_file_that_is_no_model_is_named() -> None:
     with pytest.raises(StageFailure) as caught:
         run(ready)
     assert caught.value.reason == "model-invalid"
+
+
+def test_a_tolerance_for_an_output_that_is_not_there_names_the_outputs() -> None:
+    tolerance = {"default": {"max_abs": 0.01}, "outputs": {"yy": {"max_abs": 1.0}}}
+    with pytest.raises(StageFailure, match="output yy, which the model does not have") as caught:
+        run(job(chain([2.0]), chain([2.0], HALF), tolerance=tolerance))
+    assert caught.value.reason == "input-invalid"
+    assert caught.value.fix == "the model's outputs: y (did you mean y?)"
+
+
+def test_a_source_whose_nodes_share_a_name_is_a_reference_all_the_same() -> None:
+    source = chain([2.0, 3.0])
+    for node in source.graph.node:
+        node.name = "same"
+    assert len(run(job(source, chain([2.0, 3.0], HALF))).data["cases"]) == 3
