@@ -108,25 +108,6 @@ def find_python(versions: tuple[str, ...], stack: str) -> BasePython:
     )
 
 
-def interpreter(base: BasePython) -> str:
-    """Return the full version text of an interpreter: version, build and compiler.
-
-    Raises:
-        EnginefarmError: PYTHON_MISSING where it does not run.
-
-    """
-    if base.path == Path(sys.executable):
-        return sys.version
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "version"
-        argv = [str(base.path), "-I", "-c", "import sys; print(sys.version)"]
-        outcome = process.run(argv, cwd=Path(folder), env={}, log=log, timeout_s=60.0)
-        text = log.read_text(encoding="utf-8", errors="replace").strip()
-    if outcome.exit_code != 0:
-        raise EnginefarmError(Reason.PYTHON_MISSING, f"{base.path} does not run", why=text)
-    return text
-
-
 def _candidates(version: str) -> Iterator[Path]:
     name = f"python{version}"
     for folder in filter(None, os.environ.get("PATH", "").split(os.pathsep)):

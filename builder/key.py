@@ -33,13 +33,11 @@ class Key:
 class Runtime:
     """What runs a stage: a stack's packages on a Python, or an image.
 
-    `python` such as "3.11"; `interpreter` is its full version text: TensorRT orders some work by memory addresses, and
-    another build of Python moves them.
+    `python` such as "3.11": the bindings to TensorRT are compiled for it, and the engine's bytes depend on them.
     """
 
     stack: Stack
     python: str
-    interpreter: str = ""
     image: str | None = None
 
     def as_document(self) -> dict[str, Any]:
@@ -47,7 +45,7 @@ class Runtime:
         if self.image is not None:
             return {"name": self.stack.name, "image": self.image}
         pins = list(self.stack.packages(self.python))
-        software = {"lock_sha256": self.stack.lock_sha256, "packages": pins, "interpreter": self.interpreter}
+        software = {"lock_sha256": self.stack.lock_sha256, "packages": pins, "python": self.python}
         return {"name": self.stack.name, **software}
 
 

@@ -106,7 +106,7 @@ def _stack(runtime: Runtime) -> StackPart:
         tensorrt=spec.tensorrt,
         cuda=spec.cuda,
         platform=spec.platform,
-        python=runtime.interpreter or runtime.python,
+        python=runtime.python,
         lock_sha256=runtime.stack.lock_sha256,
         packages=list(runtime.stack.packages(runtime.python)),
         image=runtime.image,

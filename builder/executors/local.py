@@ -10,12 +10,13 @@ from pathlib import Path
 
 import builder
 from builder import environments, process
-from builder.environments import BasePython, Environment
+from builder.environments import Environment
 from builder.errors import EnginefarmError, Reason
 from builder.key import Runtime
 from builder.project import Home
 from builder.stacks import Stack
 from builder.stage import StageRequest, StageResult, collect, lay_out
+from builder.worker.addresses import ENVIRONMENT
 
 _SOURCE = Path(builder.__file__).parent.parent
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
@@ -29,15 +30,11 @@ class LocalExecutor:
         self._install = install
         self._cancel = cancel
         self._located: dict[str, Environment] = {}
-        self._interpreters: dict[BasePython, str] = {}
         self._processors = _Processors()
 
     def runtime(self, stack: Stack) -> Runtime:
         """Name the stack's packages for the Python that its environment would have."""
-        base = self._environment(stack).base
-        if base not in self._interpreters:
-            self._interpreters[base] = environments.interpreter(base)
-        return Runtime(stack=stack, python=base.version, interpreter=self._interpreters[base])
+        return Runtime(stack=stack, python=self._environment(stack).base.version)
 
     def ready(self, stack: Stack) -> bool:
         """Say whether the environment is installed."""
@@ -65,6 +62,8 @@ class LocalExecutor:
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         env |= {"PYTHONPATH": str(_SOURCE), "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
         env |= {"HOME": str(scratch), "TMPDIR": str(scratch)}
+        if request.stage == "build":
+            env |= ENVIRONMENT
         argv = [str(self._environment(stack).python), "-m", "builder.worker", str(request.folder)]
         with self._processors.lend() as processor:
             env["ENGINEFARM_CPU"] = str(processor)

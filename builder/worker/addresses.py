@@ -1,15 +1,18 @@
 """Repeating memory addresses for the builder: TensorRT orders some of its work by pointers, and the bytes follow.
 
-Addresses repeat for one Python and one TensorRT without address randomisation, with one stack limit (the kernel lays
-out memory below it), and with all of the build in the heap of a fresh thread, which no earlier allocation has touched
-(those depend on the environment and on the length of paths) and which no allocation leaves for a mapping of its own.
-Helper threads of TensorRT remain a source of chance when other programs compete for the processor.
+The kernel gives new mappings the highest gap that is large enough. So all gaps above a fixed address are reserved
+(address space only, no memory), and whatever comes after has the same place in every process: in any build of Python,
+with address randomisation on, in a container. Two such lines are drawn: TensorRT's libraries lie below the first, and
+the heap of the build, a thread's own, below the second. No allocation leaves that heap for a mapping of its own
+unless it is large, and what helper threads have freed is not kept apart.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import platform
 import resource
 import sys
 import threading
@@ -20,9 +23,15 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-ADDR_NO_RANDOMIZE = 0x0040000
-ASK = 0xFFFFFFFF
+# Between the places that Linux on x86-64 gives to programs and those that it gives to libraries, however random.
+LIBRARIES_BELOW = 0x6C00_0000_0000
+HEAP_BELOW = 0x6B00_0000_0000
+MACHINES = ("x86_64",)
+# Room above a line for the small mappings that Python makes now and then; no thread's stack or heap fits in.
+ROOM_BYTES = 4 << 20
 STACK_BYTES = 8 << 20
+ATTEMPTS = 20
+MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED_NOREPLACE = 0x02, 0x20, 0x4000, 0x100000
 # No per-thread caches (what a helper thread leaves there depends on timing), no mappings for large blocks. The padding
 # and the huge pages win back the time that the caches would have saved.
 TUNABLES = ":".join(
@@ -35,41 +44,91 @@ TUNABLES = ":".join(
         ("hugetlb", 1),
     ]
 )
+ENVIRONMENT = {"GLIBC_TUNABLES": TUNABLES}
 
 
-def are_fixed() -> bool:
-    """Tell whether this process runs with the settings that make addresses repeat."""
-    return not _randomized() and os.environ.get("GLIBC_TUNABLES") == TUNABLES
+def prepare() -> None:
+    """Start this stage again if it lacks malloc's settings or a limit of the stack; else do nothing.
+
+    Without a limit of the stack the kernel places mappings from below.
+    """
+    if _limit_stack() or os.environ.get("GLIBC_TUNABLES") != TUNABLES:
+        _restart()
 
 
-def _randomized() -> bool:
-    return not ctypes.CDLL(None).personality(ctypes.c_ulong(ASK)) & ADDR_NO_RANDOMIZE
-
-
-def fix() -> None:
-    """Start this stage again in a process with fixed addresses; go on as it is where the system forbids that."""
-    if are_fixed():
-        return
-    library = ctypes.CDLL(None)
-    library.personality(ctypes.c_ulong(library.personality(ctypes.c_ulong(ASK)) | ADDR_NO_RANDOMIZE))
-    if _randomized():
-        sys.stderr.write("warning: address randomisation stays on, so a rebuild may give other bytes\n")
-        return
-    _limit_stack()
-    _restart()
-
-
-def _limit_stack() -> None:
+def _limit_stack() -> bool:
+    """Set the limit; return False where it was set already or may not be."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    if soft != STACK_BYTES and (hard == resource.RLIM_INFINITY or hard >= STACK_BYTES):
+    possible = soft != STACK_BYTES and (hard == resource.RLIM_INFINITY or hard >= STACK_BYTES)
+    if possible:
         resource.setrlimit(resource.RLIMIT_STACK, (STACK_BYTES, hard))
+    return possible
 
 
 def _restart() -> NoReturn:
     # Settings of malloc from outside would give other addresses.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-m", __package__, os.curdir]
-    os.execve(sys.executable, command, {**environment, "GLIBC_TUNABLES": TUNABLES})  # noqa: S606  (this program again)
+    os.execve(sys.executable, command, {**environment, **ENVIRONMENT})  # noqa: S606  (this program again)
+
+
+def draw_line(address: int) -> bool:
+    """Make all mappings from now on lie below an address, but for small ones.
+
+    Returns False, with a warning in the log, where that is not possible.
+    """
+    try:
+        _close_gaps(address)
+    except OSError as error:
+        sys.stderr.write(f"warning: memory addresses cannot be fixed ({error}); a rebuild may give other bytes\n")
+        return False
+    return True
+
+
+def _close_gaps(address: int) -> None:
+    if platform.machine() not in MACHINES:
+        raise OSError(0, f"not known for {platform.machine()}")
+    room = 0
+    # Python may map something while the gaps are being closed
+    for _ in range(ATTEMPTS):
+        gaps, room = _gaps(address, room)
+        taken = [_reserve(start, end) for start, end in gaps]
+        if all(taken):
+            return
+    raise OSError(0, "new mappings keep coming")
+
+
+def _gaps(address: int, room: int) -> tuple[list[tuple[int, int]], int]:
+    """List the free ranges from an address up to the stack without the room, and where the room ends.
+
+    `room`: where it ends if that is settled, else 0.
+    """
+    gaps, free = [], address
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        lines = [line.split() for line in maps]
+    for line in lines:
+        start, end = (int(text, 16) for text in line[0].split("-"))
+        if line[-1] == "[stack]":
+            break
+        room = room or (start if start > address else 0)
+        if start > free:
+            gaps.append((free, start))
+        free = max(free, end)
+    inside = [(start, min(end, room - ROOM_BYTES) if start < room else end) for start, end in gaps]
+    return [(start, end) for start, end in inside if start < end], room
+
+
+def _reserve(start: int, end: int) -> bool:
+    """Take a range of addresses; return False where something has come in between."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
+    if library.mmap(start, end - start, 0, flags, -1, 0) == start:
+        return True
+    if ctypes.get_errno() == errno.EEXIST:
+        return False
+    raise OSError(ctypes.get_errno(), f"{start:#x}-{end:#x} cannot be reserved")
 
 
 def in_fresh_heap(function: Callable[..., Result], *arguments: Any) -> Result:

@@ -21,7 +21,7 @@ def run(job: Job) -> Outcome:
         StageFailure: what TensorRT refuses, with its own words.
 
     """
-    addresses.fix()
+    addresses.prepare()
     request = read_request(job)
     data = adapter(request.family).build(request, job.inputs["lowered"], ENGINE)
     return Outcome({"engine": ENGINE}, data)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import platform
+import resource
 import threading
 
 import pytest
@@ -21,20 +24,37 @@ def test_what_it_raises_comes_back() -> None:
         addresses.in_fresh_heap(fail)
 
 
-def test_a_process_with_fixed_addresses_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "are_fixed", lambda: True)
-    monkeypatch.setattr(addresses, "_restart", lambda: pytest.fail("started again without need"))
-    addresses.fix()
+def _limits(monkeypatch: pytest.MonkeyPatch, soft: int) -> list[tuple[int, int]]:
+    """Pretend a limit of the stack; return what is set."""
+    was_set: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (soft, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: was_set.append(limits))
+    return was_set
 
 
-def test_a_system_that_keeps_randomising_gets_a_warning(
+def test_a_process_that_has_its_settings_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    _limits(monkeypatch, addresses.STACK_BYTES)
+    monkeypatch.setenv("GLIBC_TUNABLES", addresses.TUNABLES)
+    monkeypatch.setattr(os, "execve", lambda *arguments: pytest.fail("started again without need"))
+    addresses.prepare()
+
+
+@pytest.mark.parametrize(("soft", "tunables"), [(-1, addresses.TUNABLES), (addresses.STACK_BYTES, "")])
+def test_a_process_that_lacks_them_starts_again(monkeypatch: pytest.MonkeyPatch, soft: int, tunables: str) -> None:
+    started: list[dict[str, str]] = []
+    was_set = _limits(monkeypatch, soft)
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    monkeypatch.setattr(os, "execve", lambda path, argv, environment: started.append(environment))
+    addresses.prepare()
+    assert [environment["GLIBC_TUNABLES"] for environment in started] == [addresses.TUNABLES]
+    assert "MALLOC_ARENA_MAX" not in started[0]
+    assert was_set == ([(addresses.STACK_BYTES, resource.RLIM_INFINITY)] if soft == -1 else [])
+
+
+def test_another_processor_is_not_promised_anything(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Library:
-        def personality(self, value: object) -> int:
-            return 0
-
-    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
-    monkeypatch.setattr(addresses, "_restart", lambda: pytest.fail("would start again for ever"))
-    addresses.fix()
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert not addresses.draw_line(addresses.HEAP_BELOW)
     assert "a rebuild may give other bytes" in capsys.readouterr().err
