@@ -11,7 +11,17 @@ from typing import Protocol
 
 from typing_extensions import Self
 
-from builder.events import Event, JobFinished, JobOutcome, Note, RunStarted, Status, StepFinished, StepStarted
+from builder.events import (
+    Event,
+    JobFinished,
+    JobOutcome,
+    Note,
+    RunStarted,
+    Status,
+    StepAdvanced,
+    StepFinished,
+    StepStarted,
+)
 from builder.progress import Progress
 from builder.report.units import duration
 from builder.terminal import Terminal
@@ -145,7 +155,9 @@ def event_text(event: Event, terminal: Terminal, *, stopping: bool = False) -> s
         return f"{jobs} {'job' if jobs == 1 else 'jobs'}, at most {event.parallel} at a time"
     if isinstance(event, StepStarted):
         # Packages take minutes: silence would look like a hang.
-        return f"{event.subject} {event.step} begins" if event.subject.startswith("stack ") else None
+        return f"{event.subject} {event.step} begins" if event.subject.startswith(("stack ", "image ")) else None
+    if isinstance(event, StepAdvanced):
+        return None
     if isinstance(event, StepFinished):
         ended = "stopped" if stopping else terminal.paint("failed", "red")
         result = "ok" if event.ok else ended

@@ -42,6 +42,15 @@ class StepStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepAdvanced:
+    """A transfer of a step under way has come this far. `total` is null where it is unknown."""
+
+    subject: str
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepFinished:
     """A step ended."""
 
@@ -79,5 +88,5 @@ class JobFinished:
     outcome: JobOutcome
 
 
-Event = RunStarted | StepStarted | StepFinished | Note | JobFinished
+Event = RunStarted | StepStarted | StepAdvanced | StepFinished | Note | JobFinished
 Listener = Callable[[Event], None]

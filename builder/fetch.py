@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
+import http.client
 import os
 import shutil
 import sys
@@ -11,14 +10,15 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock
 
-from builder import process
+from builder import durable, process
 from builder.errors import EnginefarmError, Reason
 from builder.project import Home
 from builder.recipe import HuggingFaceSource, PretrainedFile, UrlSource, WheelSource
@@ -26,6 +26,14 @@ from builder.recipe import HuggingFaceSource, PretrainedFile, UrlSource, WheelSo
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60.0
 _USER_AGENT = "enginefarm"
+_ATTEMPTS = 4
+_PAUSE_S = 0.5
+# what passes on a second attempt: broken connections, and a server that is busy
+_BREAKS = (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+
+OnBytes = Callable[[int, int | None], None]
+"""Told of a transfer: bytes so far and in all, the latter null if unknown."""
 
 
 class Fetcher:
@@ -60,20 +68,68 @@ class Fetcher:
             return self.url(file.url, sha256)
         return self.url(_hub_url(file.repo or "", file.revision or "", file.path or ""), sha256)
 
-    def url(self, url: str, sha256: str) -> Path:
-        """Fetch a URL; see `model` for the errors."""
+    def url(self, url: str, sha256: str, on_bytes: OnBytes | None = None) -> Path:
+        """Fetch a URL, going on where an earlier attempt broke off; see `model` for the errors."""
         with self._slot(sha256) as (final, temp):
-            if final.is_file():
-                return final
-            request = urllib.request.Request(url, headers={"User-Agent": _USER_AGENT})  # noqa: S310  # recipes allow https only
-            try:
-                with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
-                    self._receive(response, temp, sha256, url)
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                reason = getattr(error, "reason", error)
-                raise EnginefarmError(Reason.FETCH_FAILED, f"{url} could not be fetched", why=str(reason)) from error
-            temp.replace(final)
+            if not final.is_file():
+                self._download(url, temp, on_bytes)
+                self._settle(temp, final, sha256, url)
             return final
+
+    def _download(self, url: str, temp: Path, on_bytes: OnBytes | None) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._attempt(url, temp, on_bytes)
+            except _BREAKS as error:
+                status = getattr(error, "code", None)
+                if attempt == _ATTEMPTS - 1 or (status is not None and status not in _PASSING):
+                    why = str(getattr(error, "reason", error))
+                    raise EnginefarmError(Reason.FETCH_FAILED, f"{url} could not be fetched", why=why) from error
+                self._cancel.wait(_PAUSE_S * 2**attempt)
+            else:
+                return
+
+    def _attempt(self, url: str, temp: Path, on_bytes: OnBytes | None) -> None:
+        have = temp.stat().st_size if temp.is_file() else 0
+        headers = {"User-Agent": _USER_AGENT, **({"Range": f"bytes={have}-"} if have else {})}
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310  # recipes allow https only
+        try:
+            response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310
+        except urllib.error.HTTPError as error:
+            if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                # all is there, or more than all: the digest will tell
+                return
+            raise
+        with response:
+            # file URLs and some servers know no ranges and send all
+            have = have if getattr(response, "status", None) == HTTPStatus.PARTIAL_CONTENT else 0
+            length = response.headers.get("Content-Length")
+            total = have + int(length) if length else None
+            self._append(response, temp, have, total, url, on_bytes)
+        if total is not None and temp.stat().st_size < total:
+            raise ConnectionError(f"{temp.stat().st_size} of {total} bytes came")
+
+    def _append(  # one transfer
+        self, response: IO[bytes], temp: Path, have: int, total: int | None, url: str, on_bytes: OnBytes | None
+    ) -> None:
+        with durable.writing(url), temp.open("ab" if have else "wb") as out:
+            while chunk := response.read(_CHUNK):
+                if self._cancel.is_set():
+                    raise EnginefarmError(Reason.INTERRUPTED, f"fetching {url} was stopped")
+                out.write(chunk)
+                have += len(chunk)
+                if on_bytes is not None:
+                    on_bytes(have, total)
+            out.flush()
+            os.fsync(out.fileno())
+
+    def _settle(self, temp: Path, final: Path, sha256: str, name: str) -> None:
+        actual = durable.sha256_file(temp)
+        if actual != sha256:
+            temp.unlink()
+            why = f"expected {sha256}\nactual   {actual}"
+            raise EnginefarmError(Reason.DIGEST_MISMATCH, f"{name} is another file than was asked for", why=why)
+        temp.replace(final)
 
     def _from_wheel(self, source: WheelSource) -> Path:
         with self._slot(source.sha256) as (final, temp):
@@ -82,11 +138,10 @@ class Fetcher:
             wheel = self._wheel(source.package, source.wheel_sha256)
             try:
                 with zipfile.ZipFile(wheel) as archive, archive.open(source.path) as member:
-                    self._receive(member, temp, source.sha256, f"{source.package}: {source.path}")
+                    self._receive(member, temp, final, source.sha256, f"{source.package}: {source.path}")
             except KeyError as error:
                 what = f"{source.package} has no file {source.path}"
                 raise EnginefarmError(Reason.FILE_MISSING, what, fix="list the wheel's files with unzip -l") from error
-            temp.replace(final)
             return final
 
     def _wheel(self, package: str, sha256: str) -> Path:
@@ -99,10 +154,9 @@ class Fetcher:
             try:
                 wheel = self._pip_download(package, sha256, folder)
                 with wheel.open("rb") as stream:
-                    self._receive(stream, temp, sha256, package)
+                    self._receive(stream, temp, final, sha256, package)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            temp.replace(final)
             return final
 
     def _pip_download(self, package: str, sha256: str, folder: Path) -> Path:
@@ -123,24 +177,9 @@ class Fetcher:
             raise EnginefarmError(Reason.DIGEST_MISMATCH, f"no wheel of {package} has SHA-256 {sha256}", why=tail)
         raise EnginefarmError(Reason.FETCH_FAILED, f"{package} could not be fetched", why=tail)
 
-    def _receive(self, stream: IO[bytes], temp: Path, sha256: str, name: str) -> None:
-        digest = hashlib.sha256()
-        try:
-            with temp.open("wb") as out:
-                while chunk := stream.read(_CHUNK):
-                    if self._cancel.is_set():
-                        raise EnginefarmError(Reason.INTERRUPTED, f"fetching {name} was stopped")
-                    digest.update(chunk)
-                    out.write(chunk)
-                out.flush()
-                os.fsync(out.fileno())
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise EnginefarmError(Reason.DISK_FULL, f"{name} could not be written", why=str(error)) from error
-            raise
-        if digest.hexdigest() != sha256:
-            why = f"expected {sha256}\nactual   {digest.hexdigest()}"
-            raise EnginefarmError(Reason.DIGEST_MISMATCH, f"{name} is another file than the recipe says", why=why)
+    def _receive(self, stream: IO[bytes], temp: Path, final: Path, sha256: str, name: str) -> None:
+        self._append(stream, temp, 0, None, name, None)
+        self._settle(temp, final, sha256, name)
 
     @contextmanager
     def _slot(self, sha256: str) -> Iterator[tuple[Path, Path]]:
@@ -148,11 +187,7 @@ class Fetcher:
         final.parent.mkdir(parents=True, exist_ok=True)
         self._home.locks.mkdir(parents=True, exist_ok=True)
         with FileLock(self._home.locks / f"fetch-{sha256}.lock"):
-            temp = final.with_name(f"{sha256}.part")
-            try:
-                yield final, temp
-            finally:
-                temp.unlink(missing_ok=True)
+            yield final, final.with_name(f"{sha256}.part")
 
     def _path(self, sha256: str) -> Path:
         return self._home.fetch / "sha256" / sha256

@@ -23,6 +23,12 @@ def processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def platform_among(platforms: list[str]) -> str:
+    """Choose this machine's platform, such as linux/amd64, among some; else the first."""
+    own = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine())
+    return own if own in platforms else platforms[0]
+
+
 def free_disk_bytes(folder: Path) -> int:
     """Free space where a folder is or would be."""
     while not folder.exists():

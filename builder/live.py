@@ -14,7 +14,7 @@ from rich.text import Text
 from typing_extensions import Self
 
 from builder.console import STATUS_STYLE, STOPPING, event_text
-from builder.events import Event, RunStarted, StepFinished, StepStarted
+from builder.events import Event, RunStarted, StepAdvanced, StepFinished, StepStarted
 from builder.progress import Progress, RunningStep
 from builder.report.table import Paint
 from builder.report.units import duration
@@ -59,7 +59,7 @@ class LiveConsole:
         # Outside the lock: the display's own thread holds its lock while it asks for ours.
         if isinstance(event, StepStarted):
             self._begin()
-        if isinstance(event, RunStarted | StepStarted | StepFinished):
+        if isinstance(event, RunStarted | StepStarted | StepAdvanced | StepFinished):
             return
         text = event_text(event, self._terminal)
         if text is not None:
@@ -113,6 +113,8 @@ def _step_line(step: RunningStep, now: float, frame: str, room: int, bar: int, p
 
 def _total_line(progress: Progress, now: float, width: int, paint: Paint) -> str:
     total, done = len(progress.jobs), len(progress.outcomes)
+    if not total:
+        return ""
     bar = min(_BAR_WIDTH, width // 4)
     counts = [(f"{count} {status.value}", STATUS_STYLE[status]) for status, count in progress.counts.items()]
     parts = [(f"{done} of {total} jobs", ""), *counts]

@@ -134,6 +134,23 @@ def require_jobs(plan: Plan) -> Plan:
     raise EnginefarmError(first.reason, first.what, why="\n".join(others) or None, fix=first.fix)
 
 
+def select_jobs(plan: Plan, patterns: tuple[str, ...]) -> Plan:
+    """Keep the jobs whose id matches one of the globs; no glob means all. What was refused is left out then.
+
+    Raises:
+        EnginefarmError: NOTHING_TO_DO for a glob that matches no job.
+
+    """
+    if not patterns:
+        return plan
+    for pattern in patterns:
+        if not any(fnmatchcase(job.id, pattern) for job in plan.jobs):
+            fix = suggestion(pattern, [job.id for job in plan.jobs], "jobs")
+            raise EnginefarmError(Reason.NOTHING_TO_DO, f"no job of the plan matches {pattern!r}", fix=fix)
+    kept = tuple(job for job in plan.jobs if any(fnmatchcase(job.id, pattern) for pattern in patterns))
+    return Plan(jobs=kept, refusals=())
+
+
 def select_recipes(recipes: Mapping[str, Recipe], patterns: tuple[str, ...]) -> dict[str, Recipe]:
     """Pick recipes whose name matches one of the globs; no glob means all.
 

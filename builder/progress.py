@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from builder.events import Event, JobFinished, JobOutcome, RunStarted, Status, StepFinished, StepStarted
+from builder.events import Event, JobFinished, JobOutcome, RunStarted, Status, StepAdvanced, StepFinished, StepStarted
 from builder.journal import Journal
 from builder.plan import Plan
 
@@ -32,13 +32,16 @@ class RunningStep:
     step: str
     started: float
     expected_s: float | None
+    transferred: float | None = None
 
     def elapsed_s(self, now: float) -> float:
         """Seconds since the step began."""
         return max(0.0, now - self.started)
 
     def share(self, now: float) -> float | None:
-        """Part of the expected time that has passed, at most 0.99; null where nothing is expected."""
+        """Part that is done: of a transfer's bytes, else of the expected time, at most 0.99; null where unknown."""
+        if self.transferred is not None:
+            return self.transferred
         return min(0.99, self.elapsed_s(now) / self.expected_s) if self.expected_s else None
 
 
@@ -62,6 +65,11 @@ class Progress:
             self.running[event.subject] = RunningStep(
                 subject=event.subject, step=event.step, started=now, expected_s=event.expected_s
             )
+        elif isinstance(event, StepAdvanced):
+            step = self.running.get(event.subject)
+            if step is not None and event.total:
+                share = min(0.99, event.done / event.total)
+                self.running[event.subject] = replace(step, transferred=share)
         elif isinstance(event, StepFinished):
             self.running.pop(event.subject, None)
         elif isinstance(event, JobFinished):

@@ -63,6 +63,16 @@ class Home:
         return self.root / "locks"
 
     @property
+    def bases(self) -> Path:
+        """Base images, each an OCI layout."""
+        return self.root / "bases"
+
+    @property
+    def images(self) -> Path:
+        """What is known of the images that were built: digest, sizes, parts."""
+        return self.root / "images"
+
+    @property
     def journal(self) -> Path:
         """History of finished stages."""
         return self.root / "journal.jsonl"

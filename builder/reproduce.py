@@ -12,15 +12,17 @@ from typing import Literal
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener
 from builder.executors import EXECUTORS
+from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.jobs import ENGINE, KEY, PROOF, JobRunner, make_keys, read_manifest, save
 from builder.journal import Journal
 from builder.key import Key, differences
 from builder.manifest import Manifest, Reproducibility
-from builder.models import Models
+from builder.models import EXPORT_STACK, Models
 from builder.plan import Job
 from builder.project import Home, Project
 from builder.query import find_engine
+from builder.recipe import PythonSource
 from builder.recipe_file import load_recipe
 from builder.runner import Settings
 from builder.stacks import load_stacks
@@ -70,7 +72,8 @@ def reproduce(
     )
     with Workspace(home, keep=settings.keep_work) as workspace:
         fresh = Store(workspace.folder / "store")
-        rebuilt = _rebuild(job, entry, store, fresh, workspace, project, home, settings, listen, cancel)
+        image = manifest.stack.image
+        rebuilt = _rebuild(job, image, entry, store, fresh, workspace, project, home, settings, listen, cancel)
         verdict = _compare(store, entry, manifest, fresh, rebuilt)
     _write_level(store, entry, manifest, verdict)
     return verdict
@@ -78,6 +81,7 @@ def reproduce(
 
 def _rebuild(  # noqa: PLR0913, PLR0917  # the parts of a run
     job: Job,
+    image: str | None,
     entry: Entry,
     store: Store,
     fresh: Store,
@@ -90,14 +94,24 @@ def _rebuild(  # noqa: PLR0913, PLR0917  # the parts of a run
 ) -> Entry:
     recipe = load_recipe(project.recipes / job.recipe / "recipe.yaml")
     stacks = load_stacks(project.images)
-    executor = EXECUTORS[settings.executor](home, settings.install, cancel)
+    context = ExecutorContext(
+        project=project,
+        home=home,
+        install=settings.install,
+        cancel=cancel,
+        listen=listen,
+        keep=settings.keep_work,
+        memory_bytes=settings.memory_bytes,
+    )
+    # as the engine was built: an image's engine in an image
+    executor = EXECUTORS["local" if image is None else "docker"](context)
+    if isinstance(recipe.source, PythonSource):
+        executor.prepare(stacks[EXPORT_STACK], home.logs / f"install-{EXPORT_STACK}.log")
+    executor.prepare(stacks[job.stack], home.logs / f"install-{job.stack}.log")
     models = Models(project=project, home=home, store=fresh, executor=executor, stacks=stacks)
     runtime = executor.runtime(stacks[job.stack])
     known = Models(project=project, home=home, store=store, executor=executor, stacks=stacks).identity(recipe)
     _check_inputs(store, entry, make_keys(job, recipe, known, runtime).engine if known is not None else None)
-    if models.exports(recipe):
-        executor.prepare(models.export_stack(), home.logs / f"install-{models.export_stack().name}.log")
-    executor.prepare(runtime.stack, home.logs / f"install-{job.stack}.log")
     stages = StageRunner(
         executor=executor,
         workspace=workspace,

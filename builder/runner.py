@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from builder import host, preflight
 from builder.errors import EnginefarmError, Reason
 from builder.events import JobFinished, JobOutcome, Listener, Note, RunStarted, Status, StepFinished, StepStarted
-from builder.executors import EXECUTORS, Executor
+from builder.executors import AUTO, EXECUTORS, Executor, docker_answers
+from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.jobs import JobRunner, find_proved, make_keys, read_manifest
 from builder.journal import Journal
@@ -25,17 +26,31 @@ from builder.stage_runner import StageRunner
 from builder.store import Store
 from builder.workspace import Workspace
 
+_NO_IMAGE = frozenset(
+    {
+        Reason.BASE_UNAVAILABLE,
+        Reason.TOOL_MISSING,
+        Reason.IMAGE_BUILD_FAILED,
+        Reason.IMAGE_MISSING,
+        Reason.DOCKER_UNAVAILABLE,
+    }
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to execute. `jobs` null: one per processor."""
+    """How to execute. `jobs` null: one per processor. `executor` auto: docker where one answers, else local.
+
+    `memory_bytes`: limit of a stage in a container; null is what is free.
+    """
 
     jobs: int | None = None
     install: bool = True
     verify: bool = True
     timeout_s: float = 3600.0
     keep_work: bool = False
-    executor: str = "local"
+    executor: str = AUTO
+    memory_bytes: int | None = None
 
     @property
     def parallel(self) -> int:
@@ -94,15 +109,14 @@ class Execution:
         """Open the parts; nothing is written yet."""
         self.store = Store(self.home.store)
         self.stacks = load_stacks(self.project.images)
-        self.executor = EXECUTORS[self.settings.executor](self.home, self.settings.install, self.cancel)
-        self.models = Models(
-            project=self.project, home=self.home, store=self.store, executor=self.executor, stacks=self.stacks
-        )
         self.journal = Journal(self.home.journal)
+        asked = self.settings.executor
+        self._take("docker" if asked == AUTO and docker_answers() else "local" if asked == AUTO else asked)
 
     def run(self) -> tuple[JobOutcome, ...]:
         """Reuse, then make the rest."""
         self.listen(RunStarted(jobs=tuple(job.id for job in self.plan.jobs), parallel=self.settings.parallel))
+        self._identify()
         with ThreadPoolExecutor(max_workers=host.processors()) as pool:
             reused = list(pool.map(self._reuse, self.plan.jobs))
         for outcome in reused:
@@ -112,6 +126,36 @@ class Execution:
         if missing:
             self._make(missing)
         return tuple(self.outcomes[job.id] for job in self.plan.jobs)
+
+    def _take(self, executor: str) -> None:
+        context = ExecutorContext(
+            project=self.project,
+            home=self.home,
+            install=self.settings.install,
+            cancel=self.cancel,
+            listen=self.listen,
+            keep=self.settings.keep_work,
+            memory_bytes=self.settings.memory_bytes,
+        )
+        self.executor = EXECUTORS[executor](context)
+        self.models = Models(
+            project=self.project, home=self.home, store=self.store, executor=self.executor, stacks=self.stacks
+        )
+
+    def _identify(self) -> None:
+        """Prepare the stacks whose software is unknown before it is there, such as images: keys depend on it."""
+        stacks = [self.stacks[name] for name in dict.fromkeys(job.stack for job in self.plan.jobs)]
+        if any(self.models.exports(self.recipes[job.recipe]) for job in self.plan.jobs):
+            stacks.insert(0, self.models.export_stack())
+        try:
+            for stack in stacks:
+                if not self.executor.identified(stack):
+                    self.executor.prepare(stack, self.home.logs / f"install-{stack.name}.log")
+        except EnginefarmError as error:
+            if self.settings.executor != AUTO or error.reason not in _NO_IMAGE:
+                raise
+            self.listen(Note(subject="images", text=f"{error.what}; stages run without containers"))
+            self._take("local")
 
     def _reuse(self, job: Job) -> JobOutcome | None:
         started = time.monotonic()

@@ -24,7 +24,32 @@ else:
 
 SM = Annotated[str, StringConstraints(pattern=r"^[0-9]+\.[0-9]$")]
 LOCK_NAME = "requirements.lock"
-_REQUIREMENT = re.compile(r"^(?P<pin>[A-Za-z0-9._-]+==[^\s;\\]+)\s*(?:;(?P<marker>[^\\\n]*))?\\?\s*$", re.MULTILINE)
+MACHINES = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
+_HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
+
+
+class LockVariant(BaseModel):
+    """Another lock of a stack, for a TensorRT of the same family whose parts come from elsewhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    base: str
+    tensorrt: str
+    python: list[str] = Field(min_length=1)
+    confirmed: bool
+    budget_mib: int = Field(gt=0)
+
+
+class ImageSpec(BaseModel):
+    """The image of a stack. `budget_mib`: what its compressed layers may take; `env`: beyond the common variables."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str
+    budget_mib: int = Field(gt=0)
+    env: dict[str, str] = Field(default_factory=dict)
+    locks: dict[str, LockVariant] = Field(default_factory=dict)
 
 
 class _StackFile(BaseModel):
@@ -36,6 +61,7 @@ class _StackFile(BaseModel):
     python: list[str] = Field(min_length=1)
     confirmed: bool
     installed_mib: int = Field(ge=0)
+    image: ImageSpec
     default: bool = False
     extra_index: str | None = None
 
@@ -44,7 +70,7 @@ class BuildStackFile(_StackFile):
     """stack.toml of a stack that builds engines."""
 
     role: Literal["build"]
-    family: Literal["rtx"]
+    family: Literal["rtx", "trt8", "trt10", "trt11"]
     import_name: str
     tensorrt: str
     cuda: str
@@ -68,12 +94,27 @@ _STACK_FILE: TypeAdapter[BuildStackFile | ExportStackFile] = TypeAdapter(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """One line of a lock: `pin` as `name==version` or `name @ url`; any of the hashes will do."""
+
+    pin: str
+    marker: str | None
+    hashes: tuple[str, ...]
+
+    @property
+    def url(self) -> str | None:
+        """Where a part that no index has comes from."""
+        return self.pin.partition(" @ ")[2] or None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """A stack and the lock that pins its packages by hash."""
+    """A stack and the lock that pins its packages by hash. `variant`: name of its other lock, if that is taken."""
 
     folder: Path
     spec: BuildStackFile | ExportStackFile
     lock: str
+    variant: str | None = None
 
     @property
     def name(self) -> str:
@@ -83,7 +124,7 @@ class Stack:
     @property
     def lock_path(self) -> Path:
         """Path of the hash-locked requirements."""
-        return self.folder / LOCK_NAME
+        return self.folder / (self.spec.image.locks[self.variant].file if self.variant else LOCK_NAME)
 
     @property
     def lock_sha256(self) -> str:
@@ -100,7 +141,32 @@ class Stack:
 
     def packages(self, python: str) -> tuple[str, ...]:
         """List the pins (`name==version`) that the lock means for a Python such as "3.11", sorted."""
-        return _packages(self.lock, python, self.spec.platform)
+        return tuple(sorted(requirement.pin for requirement in self.requirements(python)))
+
+    def requirements(self, python: str) -> tuple[Requirement, ...]:
+        """List the lines of the lock that count for a Python such as "3.11"."""
+        return _requirements(self.lock, python, self.spec.platform)
+
+    def with_lock(self, variant: str) -> Stack:
+        """Return the stack with another of its locks.
+
+        Raises:
+            EnginefarmError: STACK_UNKNOWN where it has no such lock.
+
+        """
+        known = self.spec.image.locks
+        if variant not in known:
+            fix = f"its locks: {', '.join(known) or 'the one it always takes'}"
+            raise EnginefarmError(Reason.STACK_UNKNOWN, f"stack {self.name} has no lock {variant!r}", fix=fix)
+        other = known[variant]
+        image = self.spec.image.model_copy(update={"base": other.base, "budget_mib": other.budget_mib})
+        changes = {"python": other.python, "confirmed": other.confirmed, "tensorrt": other.tensorrt, "image": image}
+        return Stack(
+            folder=self.folder,
+            spec=self.spec.model_copy(update=changes),
+            lock=(self.folder / other.file).read_text(encoding="utf-8"),
+            variant=variant,
+        )
 
 
 def load_stacks(images: Path) -> dict[str, Stack]:
@@ -161,17 +227,22 @@ def _sha256(text: str) -> str:
 
 
 @cache
-def _packages(lock: str, python: str, platform: str) -> tuple[str, ...]:
+def _requirements(lock: str, python: str, platform: str) -> tuple[Requirement, ...]:
     environment = {
         "python_version": python,
         "python_full_version": f"{python}.0",
         "sys_platform": "linux",
-        "platform_machine": platform.replace("linux/amd64", "x86_64").split("/")[-1],
+        "platform_system": "Linux",
+        "implementation_name": "cpython",
+        "platform_machine": MACHINES[platform],
     }
-    return tuple(
-        sorted(
-            match["pin"]
-            for match in _REQUIREMENT.finditer(lock)
-            if match["marker"] is None or Marker(match["marker"].strip()).evaluate(environment)
-        )
-    )
+    found = []
+    for line in lock.replace("\\\n", " ").splitlines():
+        text = line.partition(" --hash=")[0].strip()
+        if not text or text.startswith(("#", "-")):
+            continue
+        pin, _, marker = text.partition(" ; ")
+        if not marker or Marker(marker.strip()).evaluate(environment):
+            hashes = tuple(_HASH.findall(line))
+            found.append(Requirement(pin=pin.strip(), marker=marker.strip() or None, hashes=hashes))
+    return tuple(found)

@@ -19,7 +19,10 @@ _WEIGHTS = {"external": "model.onnx.data", "lowered_external": "lowered.onnx.dat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRequest:
-    """One stage to run. `inputs` maps a name to a file or folder; `folder` is made for this stage alone."""
+    """One stage to run. `inputs` maps a name to a file or folder; `folder` is made for this stage alone.
+
+    `gpu`: UUID of the device that the stage may use; null for none.
+    """
 
     job: str
     stage: str
@@ -27,6 +30,7 @@ class StageRequest:
     params: Mapping[str, Any]
     folder: Path
     timeout_s: float
+    gpu: str | None = None
 
     @property
     def log(self) -> Path:
@@ -87,12 +91,13 @@ def collect(request: StageRequest, outcome: process.Outcome) -> StageResult:
             raise _failure(document["error"])
         outputs = {name: _inside(request.folder, path) for name, path in document["outputs"].items()}
         data = dict(document["data"])
+        rss = max(outcome.max_rss_bytes, int(document.get("max_rss_bytes", 0)))
     except (ValueError, KeyError, TypeError) as error:
         raise _contract(request, repr(error)) from error
     for name, path in outputs.items():
         if not path.is_file():
             raise _contract(request, f"output {name} is missing")
-    return StageResult(outputs=outputs, data=data, seconds=outcome.duration_s, max_rss_bytes=outcome.max_rss_bytes or 0)
+    return StageResult(outputs=outputs, data=data, seconds=outcome.duration_s, max_rss_bytes=rss)
 
 
 def _file_name(name: str, source: Path) -> str:

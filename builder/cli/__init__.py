@@ -18,7 +18,10 @@ COMMANDS: dict[str, str] = {
     "explain": "Say why two engines have different keys.",
     "export": "Write engines as plain files for trtexec or Triton.",
     "verify-store": "Check every file of the store against its digest.",
+    "doctor": "Check this machine, or explain a failure from a log.",
     "reproduce": "Rebuild an engine and compare it byte for byte.",
+    "images": "Build, check and list the images of stacks.",
+    "gc": "Remove what the farm keeps and no longer needs.",
     "schema": "Write the generated schemas and pages, or check them.",
 }
 

@@ -13,9 +13,10 @@ from builder import github
 from builder.cli import options
 from builder.cli.interrupt import stop_on_signals
 from builder.console import open_console
-from builder.executors import EXECUTORS
+from builder.executors import AUTO, EXECUTORS
 from builder.journal import Journal
-from builder.plan import make_plan, require_jobs
+from builder.plan import make_plan, require_jobs, select_jobs
+from builder.preflight import MIB
 from builder.progress import expected_job_seconds
 from builder.project import find_home
 from builder.report.built import (
@@ -41,8 +42,11 @@ from builder.targets import load_targets
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0, show_default=True,
               metavar="SECONDS", help="Limit for each stage.")  # fmt: skip
 @click.option("--keep-work", is_flag=True, help="Keep the folders of all stages.")
-@click.option("--executor", type=click.Choice(sorted(EXECUTORS)), default="local", show_default=True,
-              help="What runs the stages.")  # fmt: skip
+@click.option("--job", "ids", multiple=True, metavar="GLOB", help="Only the jobs with such ids; repeatable.")
+@click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
+              help="What runs the stages; auto: docker where one answers.")  # fmt: skip
+@click.option("--memory", "memory_mib", type=click.IntRange(min=64), metavar="MIB",
+              help="Limit of a stage in a container [default: what is free].")  # fmt: skip
 @options.as_json
 @options.project
 def command(  # noqa: PLR0913 - one parameter per option
@@ -56,7 +60,9 @@ def command(  # noqa: PLR0913 - one parameter per option
     skip_verify: bool,
     timeout: float,
     keep_work: bool,
+    ids: tuple[str, ...],
     executor: str,
+    memory_mib: int | None,
     as_json: bool,
     folder: Path | None,
 ) -> int:
@@ -69,7 +75,7 @@ def command(  # noqa: PLR0913 - one parameter per option
         raise click.UsageError(f"Missing option '--target'. Targets: {listed}.", click.get_current_context())
     project, home = options.locate_project(folder), find_home()
     catalogue = load_catalogue(project, Selection(targets=targets, recipes=recipes, stacks=stacks))
-    plan = require_jobs(make_plan(catalogue, precisions))
+    plan = require_jobs(select_jobs(make_plan(catalogue, precisions), ids))
     out, err = options.stdout(), options.stderr()
     for line in refusal_lines(plan.refusals, err.width, err.paint):
         err.line(line)
@@ -80,6 +86,7 @@ def command(  # noqa: PLR0913 - one parameter per option
         timeout_s=timeout,
         keep_work=keep_work,
         executor=executor,
+        memory_bytes=memory_mib * MIB if memory_mib is not None else None,
     )
     cancel = threading.Event()
     started = time.monotonic()

@@ -20,7 +20,7 @@ def command(*, check: bool, folder: Path | None) -> int:
     The exit code of --check is 3 when a file is not up to date.
     """
     root = options.locate_project(folder).root
-    stale = [(root / path, text) for path, text in generated_files().items() if _differs(root / path, text)]
+    stale = [(root / path, text) for path, text in generated_files(root).items() if _differs(root / path, text)]
     for path, text in stale:
         if check:
             options.stderr().line(f"not up to date: {path.relative_to(root)}; run `enginefarm schema`")

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+from builder.errors import EnginefarmError
+from builder.executors.context import ExecutorContext
 from builder.executors.local import LocalExecutor
 from builder.key import Runtime
-from builder.project import Home
 from builder.stacks import Stack
 from builder.stage import StageRequest, StageResult
+
+AUTO = "auto"
+_SOCKET = Path("/var/run/docker.sock")
 
 
 class Executor(Protocol):
     """Runs stages in a stack's software. Methods are called from several threads."""
+
+    def identified(self, stack: Stack) -> bool:
+        """Say whether `runtime` can answer before `prepare`."""
+        ...
 
     def runtime(self, stack: Stack) -> Runtime:
         """Name the software that keys depend on; nothing is installed."""
@@ -34,4 +43,21 @@ class Executor(Protocol):
         ...
 
 
-EXECUTORS: dict[str, Callable[[Home, bool, threading.Event], Executor]] = {"local": LocalExecutor}
+def _docker(context: ExecutorContext) -> Executor:
+    # Docker's library takes longer to import than a run that reuses everything
+    executor: Executor = import_module("builder.executors.docker").DockerExecutor(context)
+    return executor
+
+
+EXECUTORS: dict[str, Callable[[ExecutorContext], Executor]] = {"docker": _docker, "local": LocalExecutor}
+
+
+def docker_answers() -> bool:
+    """Say whether a Docker Engine answers."""
+    if not os.environ.get("DOCKER_HOST") and not _SOCKET.exists():
+        return False
+    try:
+        import_module("builder.docker_engine").DockerEngine().info()
+    except EnginefarmError:
+        return False
+    return True

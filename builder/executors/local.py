@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import builder
 from builder import environments, process
 from builder.environments import Environment
 from builder.errors import EnginefarmError, Reason
+from builder.executors.context import ExecutorContext
+from builder.executors.processors import Processors
 from builder.key import Runtime
-from builder.project import Home
 from builder.stacks import Stack
 from builder.stage import StageRequest, StageResult, collect, lay_out
 from builder.worker.addresses import ENVIRONMENT
@@ -25,12 +23,16 @@ _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
 class LocalExecutor:
     """One environment per stack, made on first use unless installing is off."""
 
-    def __init__(self, home: Home, install: bool, cancel: threading.Event) -> None:  # noqa: FBT001
-        self._home = home
-        self._install = install
-        self._cancel = cancel
+    def __init__(self, context: ExecutorContext) -> None:
+        self._home = context.home
+        self._install = context.install
+        self._cancel = context.cancel
         self._located: dict[str, Environment] = {}
-        self._processors = _Processors()
+        self._processors = Processors()
+
+    def identified(self, stack: Stack) -> bool:  # noqa: ARG002  # a lock says all
+        """Say whether keys can be made before anything is installed."""
+        return True
 
     def runtime(self, stack: Stack) -> Runtime:
         """Name the stack's packages for the Python that its environment would have."""
@@ -76,22 +78,3 @@ class LocalExecutor:
         if stack.name not in self._located:
             self._located[stack.name] = environments.locate(stack, self._home)
         return self._located[stack.name]
-
-
-class _Processors:
-    """Spreads stages over processors: a stage that has to stay on one must not share it with another."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = dict.fromkeys(sorted(os.sched_getaffinity(0)), 0)
-
-    @contextmanager
-    def lend(self) -> Iterator[int]:
-        with self._lock:
-            processor = min(self._users, key=lambda number: self._users[number])
-            self._users[processor] += 1
-        try:
-            yield processor
-        finally:
-            with self._lock:
-                self._users[processor] -= 1

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write("usage: python -m builder.worker STAGE_DIR\n")
         return 2
     _die_with_the_farm()
+    if os.environ.get("ENGINEFARM_LEASE") == "stdin":
+        threading.Thread(target=_end_with_input, daemon=True).start()
     os.chdir(arguments[0])
     job = read_job("job.json")
     os.makedirs("out", exist_ok=True)
@@ -68,6 +71,13 @@ def _stage(job: Job) -> Outcome:
 def _die_with_the_farm() -> None:
     """Ask the kernel to kill this process when the farm dies, so that no orphan goes on building."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _end_with_input() -> None:
+    """End when nobody holds this process's input open any more: in a container the farm is no parent."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 if __name__ == "__main__":

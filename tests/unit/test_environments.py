@@ -15,7 +15,7 @@ from builder import environments, process
 from builder.environments import BasePython, Environment, find_python, install, locate
 from builder.errors import EnginefarmError, Reason
 from builder.project import Home
-from builder.stacks import BuildStackFile, ExportStackFile, Stack
+from builder.stacks import BuildStackFile, ExportStackFile, ImageSpec, Stack
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -30,6 +30,7 @@ def make_stack(folder: Path, *, python: str = OWN, extra_index: str | None = Non
         python=[python],
         confirmed=True,
         installed_mib=1,
+        image=ImageSpec(base="b", budget_mib=1),
         extra_index=extra_index,
     )
     return Stack(folder=folder, spec=spec, lock=lock)
@@ -279,6 +280,7 @@ def test_build_stacks_are_located_alike(tmp_path: Path, home: Home) -> None:
         python=[OWN],
         confirmed=True,
         installed_mib=1,
+        image=ImageSpec(base="b", budget_mib=1),
         needs_gpu=False,
         sms=["8.0"],
         grouping="together",

@@ -111,6 +111,7 @@ def stack(lock: str = "a==1 --hash=sha256:00\n", **changes: Any) -> Stack:
         "python": ["3.11"],
         "confirmed": True,
         "installed_mib": 1,
+        "image": {"base": "b", "budget_mib": 1},
         "family": "rtx",
         "import_name": "trt",
         "tensorrt": "1.0",
@@ -132,6 +133,7 @@ def export_stack(lock: str = "torch==1\n") -> Stack:
         "python": ["3.11"],
         "confirmed": True,
         "installed_mib": 1,
+        "image": {"base": "b", "budget_mib": 1},
     }
     return Stack(folder=Path("images/export"), spec=ExportStackFile.model_validate(spec), lock=lock)
 

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from . import Layer, Options, Request
 
 ALONE = "7.5"
+# In the order of their dependence, as paths where packages lie.
+LIBRARIES = (
+    "tensorrt_rtx_libs/libtensorrt_rtx.so.*",
+    "tensorrt_rtx_libs/libtensorrt_onnxparser_rtx.so.*",
+    "tensorrt_rtx_bindings/*.so",
+)
 
 
 def build(request: Request, model: str, engine: str) -> dict[str, Any]:
@@ -26,14 +32,14 @@ def build(request: Request, model: str, engine: str) -> dict[str, Any]:
 
     """
     turns_taken = turns.take_turns()
-    lines_drawn = addresses.draw_line(addresses.LIBRARIES_BELOW)
+    fixed = addresses.load_libraries(session.library_files(LIBRARIES))
     # Imported here: the paths that an import allocates would shift the heap of the build.
     trt = importlib.import_module(request.import_name)
     capabilities = _capabilities(trt, request.sms)
     _refuse_options(request.options)
-    lines_drawn &= addresses.draw_line(addresses.HEAP_BELOW)
+    fixed &= addresses.draw_line(addresses.HEAP_BELOW)
     facts: dict[str, Any] = addresses.in_fresh_heap(_build, trt, request, capabilities, model, engine)
-    repeatable = lines_drawn and turns_taken
+    repeatable = fixed and turns_taken
     return {"tensorrt": trt.__version__, "sms": request.sms, "repeatable": repeatable, **facts}
 
 

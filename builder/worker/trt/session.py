@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import importlib.util
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -70,6 +73,16 @@ def _logger(trt: Any, log: Log) -> Any:
                 log.note(level, message)
 
     return Logger()
+
+
+def library_files(patterns: tuple[str, ...]) -> list[str]:
+    """Find the files of packages that are not imported yet; what is not there is left out."""
+    found = []
+    for pattern in patterns:
+        spec = importlib.util.find_spec(pattern.partition("/")[0])
+        for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+            found += sorted(glob.glob(os.path.join(glob.escape(folder), pattern.partition("/")[2])))
+    return found
 
 
 def build_failure(log: Log, message: str) -> StageFailure:

@@ -1,0 +1,356 @@
+"""The judgement over this machine: what fails, what warns, what may be absent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder import doctor
+from builder.doctor import (
+    Ready,
+    check_machine,
+    clock_check,
+    disk_check,
+    examine,
+    network_checks,
+    python_check,
+    registry_hosts,
+)
+from builder.doctor_checks import (
+    Check,
+    Verdict,
+    buildx_check,
+    docker_check,
+    docker_disk_check,
+    docker_info,
+    gpu_check,
+    parse_gpus,
+    runtime_check,
+    stack_check,
+)
+from builder.doctor_facts import Answer, Facts, Ran
+from builder.environments import BasePython
+from builder.errors import EnginefarmError, Reason
+from builder.project import Home
+from builder.stacks import Stack, load_stacks
+
+GIB = 1 << 30
+IMAGES = Path(__file__).parents[2] / "images"
+RTX = load_stacks(IMAGES)["trtrtx1.7-cuda13"]
+DRIVERS = {"12": "525.60.13", "13": "580.65.06"}
+ADA = "0, GPU-9196782c, NVIDIA GeForce RTX 4090, 8.9, 580.95.05, 24564"
+ENGINE: Mapping[str, Any] = {
+    "ServerVersion": "26.1.5+dfsg1",
+    "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+    "Runtimes": {"runc": {}},
+}
+
+
+def ran(output: str, exit_code: int | None = 0) -> Ran:
+    """Stand in for a program."""
+    return Ran(output=output, exit_code=exit_code)
+
+
+def stack(**changes: Any) -> Stack:
+    """Change the TensorRT-RTX stack."""
+    return replace(RTX, spec=RTX.build.model_copy(update=changes))
+
+
+def ready(python: BasePython | EnginefarmError | None = None, *, installed: bool = True, **changes: Any) -> Ready:
+    """Make a stack with its interpreter."""
+    found = python or BasePython(path=Path("/usr/bin/python3.11"), version="3.11")
+    return Ready(stack=stack(**changes), python=found, installed=installed)
+
+
+def facts(**changes: Any) -> Facts:
+    """Make a machine without GPU and Docker, online, all well."""
+    plain = Facts(
+        docker=None,
+        buildx=None,
+        nvidia_smi=None,
+        nvidia_toolkit=False,
+        cdi=False,
+        index=(Answer(address="https://pypi.org/simple", clock_ahead_s=-1.2),),
+        registries=(),
+        offline=False,
+        platform=RTX.spec.platform,
+        now=datetime(2026, 11, 21, 7, 0, tzinfo=timezone.utc),
+        home_free_bytes=100 * GIB,
+    )
+    return replace(plain, **changes)
+
+
+def verdicts(checks: list[Check]) -> dict[str, str]:
+    """Keep names and verdicts."""
+    return {check.name: check.status.value for check in checks}
+
+
+def test_a_plain_machine_is_fine(tmp_path: Path) -> None:
+    checks = examine(facts(), [ready()], Home(root=tmp_path))
+    assert verdicts(checks) == {
+        f"python:{RTX.name}": "ok",
+        "disk:home": "ok",
+        "index": "ok",
+        "clock": "ok",
+        "gpu": "absent",
+        f"stack:{RTX.name}": "ok",
+        "docker": "absent",
+        "buildx": "absent",
+        "nvidia-runtime": "absent",
+    }
+    assert all((check.status is Verdict.OK) == (not check.means and not check.fix) for check in checks)
+
+
+def test_stacks_of_other_machines_are_left_out(tmp_path: Path) -> None:
+    checks = examine(facts(), [ready(platform="linux/riscv64")], Home(root=tmp_path))
+    assert not [check for check in checks if RTX.name in check.name]
+
+
+@pytest.mark.parametrize(("default", "status"), [(True, Verdict.FAIL), (False, Verdict.WARN)])
+def test_python_missing(default: bool, status: Verdict) -> None:
+    error = EnginefarmError(Reason.PYTHON_MISSING, "none", fix="install python3.13")
+    check = python_check(ready(error, default=default))
+    assert (check.status, check.fix) == (status, "install python3.13")
+
+
+def test_disk_too_small(tmp_path: Path) -> None:
+    check = disk_check(Home(root=tmp_path), GIB // 2, [ready(installed=False)])
+    assert check.status is Verdict.FAIL
+    assert "ENGINEFARM_HOME" in check.fix
+    assert disk_check(Home(root=tmp_path), GIB, [ready(installed=True)]).status is Verdict.OK
+
+
+def unreachable(address: str = "https://mirror.example") -> Answer:
+    """Make an address that is not reached."""
+    return Answer(address=address, problem="timed out")
+
+
+@pytest.mark.parametrize(
+    ("index", "needed", "status"),
+    [
+        ((), True, Verdict.OK),
+        ((unreachable(),), True, Verdict.FAIL),
+        ((unreachable(),), False, Verdict.WARN),
+        ((Answer(address="https://pypi.org/simple"), unreachable()), True, Verdict.WARN),
+    ],
+)
+def test_index(index: tuple[Answer, ...], needed: bool, status: Verdict) -> None:
+    (check,) = network_checks(facts(index=index), needed=needed)
+    assert check.status is status
+    assert ("mirror.example: timed out" in check.found) == (status is not Verdict.OK)
+
+
+def test_registries() -> None:
+    answers = (Answer(address="https://nvcr.io/v2/"), unreachable("https://registry-1.docker.io/v2/"))
+    _, good, bad = network_checks(facts(registries=answers), needed=True)
+    assert verdicts([good, bad]) == {"registry:nvcr.io": "ok", "registry:registry-1.docker.io": "warn"}
+
+
+def test_offline_says_nothing_about_the_network() -> None:
+    assert list(network_checks(facts(offline=True, index=()), needed=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("ahead", "year", "status"),
+    [(0.4, 2026, "ok"), (None, 2026, "ok"), (301.0, 2026, "warn"), (-4000.0, 2026, "warn"), (None, 1970, "warn")],
+)
+def test_clock(ahead: float | None, year: int, status: str) -> None:
+    index = (unreachable(), Answer(address="https://pypi.org/simple", clock_ahead_s=ahead))
+    check = clock_check(facts(index=index, now=datetime(year, 1, 1, tzinfo=timezone.utc)))
+    assert check.status.value == status
+
+
+def test_docker() -> None:
+    output = (
+        'WARNING: no swap limit\n{"ServerVersion": "26.1.5", "DriverStatus": [["x", "io.containerd.snapshotter.v1"]]}'
+    )
+    info = docker_info(ran(output))
+    assert info is not None
+    assert docker_check(ran(output), info, "26").found == "Docker Engine 26.1.5, containerd image store on"
+
+
+@pytest.mark.parametrize(
+    ("output", "found", "fix"),
+    [
+        (
+            '{"ServerVersion": "", "ServerErrors": ["Cannot connect to the Docker daemon at unix:///x.sock."]}',
+            "Cannot connect to the Docker daemon",
+            "systemctl start docker",
+        ),
+        (
+            "permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock",
+            "permission denied",
+            "usermod",
+        ),
+        ('{"host": {"arch": "amd64"}, "version": {}}', "Podman", "docker info"),
+        ("{broken", "Podman", "docker info"),
+        ("", "says nothing", "docker info"),
+    ],
+)
+def test_docker_that_does_not_answer(output: str, found: str, fix: str) -> None:
+    assert docker_info(ran(output)) is None
+    check = docker_check(ran(output, 1), None, "26")
+    assert check.status is Verdict.WARN
+    assert found in check.found
+    assert fix in check.fix
+
+
+def test_docker_that_hangs() -> None:
+    assert docker_check(ran("", None), None, "26").found == "docker info does not answer"
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"ServerVersion": "20.10.17"}, "Docker Engine 20.10.17, older than 26"),
+        ({"DriverStatus": [["Backing Filesystem", "extfs"]]}, "Docker Engine 26.1.5+dfsg1, containerd image store off"),
+    ],
+)
+def test_docker_too_plain(changes: dict[str, Any], found: str) -> None:
+    check = docker_check(ran(""), {**ENGINE, **changes}, "26")
+    assert (check.status, check.found) == (Verdict.WARN, found)
+
+
+@pytest.mark.parametrize(
+    ("output", "status"),
+    [
+        ("github.com/docker/buildx 0.13.1+ds1 0.13.1+ds1-3", "ok"),
+        ("github.com/docker/buildx v0.12.1 30feaa1", "warn"),
+        ("github.com/docker/buildx v0.30.0-desktop.1 abc", "ok"),
+        ("unknown command", "absent"),
+    ],
+)
+def test_buildx(output: str, status: str) -> None:
+    assert buildx_check(ran(output), "0.13").status.value == status
+    assert buildx_check(ran(output, 1), "0.13").status is Verdict.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("info", "toolkit", "cdi", "gpu", "status"),
+    [
+        ({**ENGINE, "Runtimes": {"nvidia": {}, "runc": {}}}, True, False, True, "ok"),
+        ({**ENGINE, "DiscoveredDevices": [{"Source": "cdi", "ID": "nvidia.com/gpu=0"}]}, False, False, True, "ok"),
+        (ENGINE, True, True, True, "ok"),
+        (ENGINE, True, False, True, "warn"),
+        (ENGINE, False, False, True, "warn"),
+        (ENGINE, False, False, False, "absent"),
+        (None, True, True, True, "absent"),
+    ],
+)
+def test_nvidia_runtime(info: Mapping[str, Any] | None, toolkit: bool, cdi: bool, gpu: bool, status: str) -> None:
+    assert runtime_check(info, toolkit=toolkit, cdi=cdi, gpu=gpu).status.value == status
+
+
+def test_docker_disk() -> None:
+    assert docker_disk_check(Path("/var/lib/docker"), 21 * GIB, 20).status is Verdict.OK
+    assert docker_disk_check(Path("/var/lib/docker"), 19 * GIB, 20).status is Verdict.WARN
+
+
+def test_gpus() -> None:
+    told = ran(f"{ADA}\n{ADA.replace('0,', '1,', 1)}\n2, GPU-1, NVIDIA T4, 7.5, 580.95.05, [N/A]\nwarning: something\n")
+    gpus = parse_gpus(told)
+    assert [gpu.sm for gpu in gpus] == ["8.9", "8.9", "7.5"]
+    assert gpu_check(told, gpus).found == (
+        "2 x NVIDIA GeForce RTX 4090 (SM 8.9, 24 GiB); NVIDIA T4 (SM 7.5, memory not told); driver 580.95.05"
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "fix"),
+    [
+        (ran("Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.95", 18), "Reboot"),
+        (ran("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9), "nvidia-smi -L"),
+        (ran('Field "compute_cap" is not a valid field to query.', 2), "update the driver"),
+        (ran("", None), "update the driver"),
+    ],
+)
+def test_a_driver_in_trouble(told: Ran, fix: str) -> None:
+    assert parse_gpus(told) == ()
+    check = gpu_check(told, ())
+    assert check.status is Verdict.WARN
+    assert fix in check.fix
+
+
+@pytest.mark.parametrize(
+    ("gpu", "changes", "status", "found"),
+    [
+        ("", {}, "ok", "builds for SM 7.5, 8.0, 8.6, 8.9, 12.0, without a GPU"),
+        ("", {"needs_gpu": True}, "absent", "no GPU"),
+        (ADA, {}, "ok", "builds and runs for SM 8.9"),
+        (ADA.replace("580.95.05", "575.57.08"), {}, "warn", "driver 575.57.08, older than 580.65.06"),
+        (ADA.replace("580.95.05", "575.57.08"), {"cuda": "12.9"}, "ok", "builds and runs for SM 8.9"),
+        (ADA.replace("580.95.05", "470.1"), {"cuda": "11.8"}, "ok", "builds and runs for SM 8.9"),
+        (ADA.replace("8.9", "9.0"), {}, "warn", "not for this GPU: SM 9.0"),
+        (ADA.replace("8.9", "9.0"), {"needs_gpu": True}, "warn", "not for this GPU: SM 9.0"),
+    ],
+)
+def test_stack(gpu: str, changes: dict[str, Any], status: str, found: str) -> None:
+    check = stack_check(stack(sms=["7.5", "8.0", "8.6", "8.9", "12.0"], **changes), parse_gpus(ran(gpu)), DRIVERS)
+    assert (check.status.value, check.found) == (status, found)
+    assert ("cannot build here" in check.means) == (status == "warn" and bool(changes.get("needs_gpu")))
+
+
+def test_several_gpus_with_one_that_fits() -> None:
+    gpus = parse_gpus(ran(f"{ADA}\n{ADA.replace('8.9', '9.0')}"))
+    assert stack_check(stack(sms=["8.9"]), gpus, DRIVERS).found == "builds and runs for SM 8.9"
+
+
+def test_registry_hosts(tmp_path: Path) -> None:
+    bases = tmp_path / "bases.toml"
+    assert registry_hosts(bases) == ()
+    bases.write_text(
+        'a.ref = "nvcr.io/nvidia/cuda:13"\nb = [{ref = "ubuntu:24.04"}, {ref = "docker.io/library/python:3"}]\n'
+        'c.ref = "localhost:5000/x"\nd.ref = 3\n',
+        encoding="utf-8",
+    )
+    assert registry_hosts(bases) == ("localhost:5000", "nvcr.io", "registry-1.docker.io")
+    bases.write_text("ref =", encoding="utf-8")
+    with pytest.raises(EnginefarmError) as caught:
+        registry_hosts(bases)
+    assert caught.value.reason is Reason.STACK_INVALID
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Answer every question about the machine; remember the registries asked for."""
+    registries: list[tuple[str, ...]] = []
+
+    def gather(home: Home, hosts: tuple[str, ...], *, offline: bool) -> Facts:
+        registries.append(hosts)
+        return facts(offline=offline)
+
+    monkeypatch.setattr(doctor, "gather", gather)
+    return registries
+
+
+def test_a_project(tmp_path: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    folder = tmp_path / "images" / RTX.name
+    folder.mkdir(parents=True)
+    for name in ("stack.toml", "requirements.lock"):
+        (folder / name).write_bytes((IMAGES / RTX.name / name).read_bytes())
+    (tmp_path / "images" / "bases.toml").write_text('ref = "nvcr.io/x/y"', encoding="utf-8")
+    checks = check_machine(tmp_path, Home(root=tmp_path / "home"), offline=False)
+    assert checks[0].found == f"{tmp_path}: 1 stack"
+    assert {f"python:{RTX.name}", f"stack:{RTX.name}"} <= set(verdicts(checks))
+    assert asked == [("nvcr.io",)]
+
+    (folder / "stack.toml").write_text("name = 3", encoding="utf-8")
+    broken = check_machine(tmp_path, Home(root=tmp_path / "home"), offline=False)[0]
+    assert (broken.name, broken.status) == ("project", Verdict.FAIL)
+    assert str(folder) in broken.found
+
+
+def test_no_project(tmp_path: Path, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENGINEFARM_PROJECT", raising=False)
+    checks = check_machine(None, Home(root=tmp_path / "home"), offline=True)
+    assert verdicts(checks)["project"] == "absent"
+    with pytest.raises(EnginefarmError) as caught:
+        check_machine(tmp_path, Home(root=tmp_path / "home"), offline=True)
+    assert caught.value.reason is Reason.PROJECT_MISSING
