@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -39,6 +41,11 @@ class ObtainedBase:
     digest: str
     python: str
     standin: bool
+
+    def touch(self) -> None:
+        """Note that the base is used now."""
+        with suppress(OSError):
+            os.utime(self.layout.folder / "index.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from builder.errors import EnginefarmError, Reason
 
 FLOOR = (26, 0)
 OWNER = "org.enginefarm.home"
+RUN = "org.enginefarm.run"
 _TIMEOUT_S = 120
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from builder.locks import named_lock
 from builder.project import Home
 from builder.stacks import Stack
 
-_DONE = ".enginefarm-complete"
+DONE = ".enginefarm-complete"
 _INSTALL_TIMEOUT_S = 3600.0
 
 
@@ -45,7 +46,12 @@ class Environment:
     @property
     def installed(self) -> bool:
         """True once every package is in place."""
-        return (self.folder / _DONE).is_file()
+        return (self.folder / DONE).is_file()
+
+    def touch(self) -> None:
+        """Note that the environment is used now."""
+        with suppress(OSError):
+            os.utime(self.folder / DONE)
 
 
 def locate(stack: Stack, home: Home) -> Environment:
@@ -80,7 +86,7 @@ def install(environment: Environment, home: Home, log: Path, cancel: threading.E
         try:
             _run([str(environment.base.path), "-m", "venv", "--without-pip", str(part)], log, cancel)
             _install_packages(environment.stack, part / "bin" / "python", log, cancel)
-            (part / _DONE).write_text(environment.stack.lock_sha256 + "\n", encoding="utf-8")
+            (part / DONE).write_text(environment.stack.lock_sha256 + "\n", encoding="utf-8")
             part.rename(environment.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -46,7 +46,7 @@ class Fetcher:
     def cached(self, sha256: str) -> Path | None:
         """Find a fetched file; no network."""
         path = self._path(sha256)
-        return path if path.is_file() else None
+        return path if _touched(path) else None
 
     def model(self, source: WheelSource | UrlSource | HuggingFaceSource) -> Path:
         """Fetch the ONNX file of a source.
@@ -71,7 +71,7 @@ class Fetcher:
     def url(self, url: str, sha256: str, on_bytes: OnBytes | None = None) -> Path:
         """Fetch a URL, going on where an earlier attempt broke off; see `model` for the errors."""
         with self._slot(sha256) as (final, temp):
-            if not final.is_file():
+            if not _touched(final):
                 self._download(url, temp, on_bytes)
                 self._settle(temp, final, sha256, url)
             return final
@@ -133,7 +133,7 @@ class Fetcher:
 
     def _from_wheel(self, source: WheelSource) -> Path:
         with self._slot(source.sha256) as (final, temp):
-            if final.is_file():
+            if _touched(final):
                 return final
             wheel = self._wheel(source.package, source.wheel_sha256)
             try:
@@ -146,7 +146,7 @@ class Fetcher:
 
     def _wheel(self, package: str, sha256: str) -> Path:
         with self._slot(sha256) as (final, temp):
-            if final.is_file():
+            if _touched(final):
                 return final
             folder = Path(f"{temp}.d")
             shutil.rmtree(folder, ignore_errors=True)
@@ -191,6 +191,17 @@ class Fetcher:
 
     def _path(self, sha256: str) -> Path:
         return self._home.fetch / "sha256" / sha256
+
+
+def _touched(path: Path) -> bool:
+    """Say whether a fetched file is there, and note that it is used now."""
+    try:
+        os.utime(path)
+    except PermissionError:
+        return path.is_file()
+    except OSError:
+        return False
+    return True
 
 
 def _hub_url(repo: str, revision: str, path: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,12 @@ def save_record(home: Home, record: ImageRecord) -> None:
 def find_record(home: Home, inputs: ImageInputs) -> ImageRecord | None:
     """Read the record of these inputs; an unreadable one counts as absent."""
     return _read(home.images / f"{inputs.sha256}.json")
+
+
+def touch_record(home: Home, record: ImageRecord) -> None:
+    """Note that an image is used now."""
+    with suppress(OSError):
+        os.utime(home.images / f"{record.inputs}.json")
 
 
 def records(home: Home) -> Iterator[tuple[Path, ImageRecord]]:

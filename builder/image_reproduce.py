@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from builder.errors import EnginefarmError, Reason
 from builder.image_compare import Difference, first_difference
 from builder.images import ImageBuilder
 from builder.stacks import Stack
+from builder.workspace import Workspace
 
 # file times have whole seconds, so a build that leaks its time shows after two
 _LATER_S = 2.0
@@ -33,10 +33,9 @@ def reproduce_image(builder: ImageBuilder, stack: Stack) -> ImageReproduction:
         EnginefarmError: as `ImageBuilder.build`.
 
     """
-    parts = builder.gather(stack)
-    builder.home.work.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="image-", dir=builder.home.work) as name:
-        here, there = Path(name) / "first", Path(name) / "a-second-place-with-a-longer-path"
+    with Workspace(builder.home, keep=False) as workspace:
+        parts = builder.gather(stack)
+        here, there = workspace.folder / "first", workspace.folder / "a-second-place-with-a-longer-path"
         first = builder.export(parts, here, cache=False)
         if builder.cancel.wait(_LATER_S):
             raise EnginefarmError(Reason.INTERRUPTED, "stopped between two builds")

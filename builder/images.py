@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -25,13 +24,14 @@ from builder.events import Listener, StepAdvanced, StepFinished, StepStarted
 from builder.fetch import Fetcher
 from builder.image_inputs import EXPORT, ImageInputs, image_inputs
 from builder.image_layout import ImageLayout
-from builder.image_record import ImageRecord, find_record, layer_sizes, save_record
+from builder.image_record import ImageRecord, find_record, layer_sizes, save_record, touch_record
 from builder.locks import named_lock
 from builder.preflight import MIB, check_disk
 from builder.project import Home, Project
 from builder.stacks import Requirement, Stack
 from builder.standin import BASE_LABEL
 from builder.wheels import Index, Wheel, fetch_wheels, find_wheels
+from builder.workspace import Workspace
 
 _PIP_LOCK = "pip.lock"
 _BUILD_TIMEOUT_S = 3600.0
@@ -80,7 +80,11 @@ class ImageBuilder:
         if record is None:
             return None
         image = self.engine.image(record.tag)
-        return record if image is not None and image.id in {record.digest, record.config_digest} else None
+        if image is None or image.id not in {record.digest, record.config_digest}:
+            return None
+        touch_record(self.home, record)
+        base.touch()
+        return record
 
     def build(self, stack: Stack) -> ImageRecord:
         """Return the image of a stack; build it if need be.
@@ -96,12 +100,11 @@ class ImageBuilder:
             if found is not None:
                 return found
             self._check_disk(stack)
-            parts = self.gather(stack)
-            self.home.work.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix="image-", dir=self.home.work) as name:
-                layout = self.export(parts, Path(name), cache=True)
+            with Workspace(self.home, keep=False) as workspace:
+                parts = self.gather(stack)
+                layout = self.export(parts, workspace.folder, cache=True)
                 with self._step(stack, "load"):
-                    self._load(layout, Path(name) / "image.tar")
+                    self._load(layout, workspace.folder / "image.tar")
                 with self._step(stack, "check"):
                     checked = self._check(parts.inputs.tag)
                 return self._record(parts, layout, checked)
@@ -252,8 +255,8 @@ def _buildx_arguments(parts: ImageParts, wheels: Path, out: Path, *, cache: bool
     argv = [docker, "buildx", "build", "--progress=plain", "--network=none", "--provenance=false", "--sbom=false"]
     argv += [] if cache else ["--no-cache"]
     argv += [f"--platform={stack.spec.platform}", f"--build-arg=LOCK={stack.lock_path.name}"]
-    argv += [f"--build-context=base=oci-layout://{base.layout.folder}@{base.digest}"]
-    argv += [f"--build-context=wheels={wheels}"]
+    argv += [f"--build-context=enginefarm-base=oci-layout://{base.layout.folder}@{base.digest}"]
+    argv += [f"--build-context=enginefarm-wheels={wheels}"]
     if not base.standin:
         argv += [f"--label={BASE_LABEL}={base.digest}"]
     argv += [f"--output=type=oci,dest={out},tar=false,name={parts.inputs.tag},{EXPORT}"]

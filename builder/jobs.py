@@ -127,6 +127,7 @@ def find_proved(store: Store, keys: Keys, *, verify: bool) -> Entry | None:
     for proof in wanted:
         for entry in store.find("engine", keys.engine.sha256):
             if entry.annotations.get(PROOF_ANNOTATION) == proof and _intact(store, entry):
+                store.touch(entry)
                 return entry
     return None
 

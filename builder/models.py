@@ -69,7 +69,10 @@ class Models:
         if not isinstance(recipe.source, PythonSource):
             return {MODEL: recipe.source.sha256}
         entries = self.store.find("onnx", self.key(recipe).sha256)
-        return _identity(self.store, entries[0]) if entries else None
+        if not entries:
+            return None
+        self.store.touch(entries[0])
+        return _identity(self.store, entries[0])
 
     def find(self, recipe: Recipe) -> OnnxModel | None:
         """Find the model in the store and re-check its digests; a corrupt one is set aside and counts as absent."""
@@ -81,6 +84,7 @@ class Models:
                     raise
                 self.store.quarantine(entry)
                 continue
+            self.store.touch(entry)
             return self._load(recipe, entry)
         return None
 

@@ -221,6 +221,13 @@ class Reason(Enum):
         "an image is not what it should be",
         "build it again with `enginefarm images build STACK`",
     )
+    PUSH_FAILED = _info(
+        "314",
+        "push-failed",
+        ExitCode.ENVIRONMENT,
+        "an image could not be pushed to a registry, or not what belongs to it",
+        "check the name, `docker login` and the network; pushing again goes on where it stopped",
+    )
     WORKER_DIED = _info(
         "401",
         "worker-died",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -83,7 +85,12 @@ class Store:
             created=datetime.now(tz=timezone.utc).isoformat(timespec="microseconds"),
             annotations=dict(annotations or {}),
         )
-        self._index.update(lambda entries: [*(item for item in entries if not item.same_as(entry)), entry], self._temp)
+        blobs = [manifest.digest, *(one["digest"] for one in layers)]
+        try:
+            self._index.update(lambda entries: self._with(entries, entry, blobs), self._temp)
+        except FileNotFoundError:
+            # a sweep took a blob that was known, and not needed until now
+            return self.add(kind=kind, key=key, name=name, files=files, annotations=annotations)
         return entry
 
     def find(self, kind: str, key: str) -> tuple[Entry, ...]:
@@ -173,6 +180,44 @@ class Store:
         present = self._blobs.iterdir() if self._blobs.is_dir() else ()
         return tuple(sorted(path for path in present if f"sha256:{path.name}" not in used))
 
+    def sweep(self, unused_s: float, *, dry_run: bool = False) -> int:
+        """Delete blobs that no entry needs and that were not written or asked for lately; return their bytes.
+
+        Raises:
+            EnginefarmError: as `orphans`, STORE_READ_ONLY.
+
+        """
+        if not self._blobs.is_dir():
+            return 0
+        freed, limit = 0, time.time() - unused_s
+        with self._index.locked(), durable.writing(str(self._blobs)):
+            for path in self.orphans():
+                status = path.stat()
+                if status.st_mtime <= limit:
+                    freed += status.st_size
+                    if not dry_run:
+                        path.unlink()
+        return freed
+
+    def touch(self, entry: Entry) -> None:
+        """Note that an entry is used now; a store that cannot be written keeps no note."""
+        with suppress(OSError):
+            os.utime(self._path(entry.digest))
+
+    def used(self, entry: Entry) -> float:
+        """When an entry was last used, in seconds since 1970; 0 if its files are gone."""
+        try:
+            return self._path(entry.digest).stat().st_mtime
+        except OSError:
+            return 0.0
+
+    def size(self, entry: Entry) -> int:
+        """Bytes of an entry's files; 0 where they cannot be told."""
+        try:
+            return entry.size + sum(blob.size for blob in self.files(entry).values())
+        except EnginefarmError:
+            return 0
+
     def remove(self, entry: Entry) -> None:
         """Drop an entry from the index; its blobs stay."""
         self._index.update(lambda entries: [item for item in entries if not item.same_as(entry)], self._temp)
@@ -235,7 +280,16 @@ class Store:
 
     def _known(self, content: bytes) -> Blob | None:
         blob = Blob(digest=(digest := oci.digest_of(content)), size=len(content), path=self._path(digest))
-        return blob if _damage(blob) is None else None
+        if _damage(blob) is not None:
+            return None
+        with suppress(OSError):
+            os.utime(blob.path)
+        return blob
+
+    def _with(self, entries: tuple[Entry, ...], entry: Entry, blobs: list[str]) -> list[Entry]:
+        for digest in blobs:
+            self._path(digest).stat()
+        return [*(item for item in entries if not item.same_as(entry)), entry]
 
     def _fill(self, temp: Path, content: Path | bytes) -> str:
         if isinstance(content, Path):

@@ -83,6 +83,10 @@ class IndexFile:
         self._seen = (stamp, index)
         return index
 
+    def locked(self) -> FileLock:
+        """Return the lock under which the index is replaced and blobs are deleted."""
+        return FileLock(self._root / ".lock")
+
     def update(self, change: Callable[[tuple[Entry, ...]], list[Entry]], temp_folder: Path) -> None:
         """Replace the entries, alone among all threads and processes.
 
@@ -90,7 +94,7 @@ class IndexFile:
             EnginefarmError: DISK_FULL, STORE_READ_ONLY, STORE_FOREIGN, STORE_CORRUPT.
 
         """
-        with durable.writing(str(self._path)), FileLock(self._root / ".lock"):
+        with durable.writing(str(self._path)), self.locked():
             _sweep(temp_folder)
             index = self.load(fresh=True)
             documents = [*index.foreign, *map(_to_descriptor, change(index.entries))]

@@ -14,7 +14,8 @@ from typing_extensions import Self
 
 from builder.project import Home
 
-_LOCK = ".lock"
+STARTED = ".started"
+LOCK = ".lock"
 _RUN = "run-"
 
 
@@ -35,8 +36,10 @@ class Workspace:
         with FileLock(self._home.locks / "work.lock"):
             _sweep(self._home.work)
             self._folder = Path(tempfile.mkdtemp(prefix="kept-" if self._keep else _RUN, dir=self._home.work))
-            self._lock = FileLock(self._folder / _LOCK)
+            self._lock = FileLock(self._folder / LOCK)
             self._lock.acquire()
+            # its time says when the run began
+            (self._folder / STARTED).touch()
         return self
 
     def __exit__(
@@ -80,7 +83,7 @@ class Workspace:
 def _sweep(work: Path) -> None:
     for folder in work.glob(f"{_RUN}*"):
         try:
-            with FileLock(folder / _LOCK, timeout=0):
+            with FileLock(folder / LOCK, timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
         except (Timeout, FileNotFoundError):
             continue

@@ -12,7 +12,7 @@ from docker.types import DeviceRequest, Mount
 
 from builder import host
 from builder.bases import load_bases
-from builder.docker_engine import FLOOR, OWNER, DockerEngine, docker_errors
+from builder.docker_engine import FLOOR, OWNER, RUN, DockerEngine, docker_errors
 from builder.docker_stream import Stream
 from builder.errors import EnginefarmError, Reason
 from builder.events import Note
@@ -27,7 +27,6 @@ from builder.stage import StageRequest, StageResult, collect, lay_out
 from builder.worker.addresses import ENVIRONMENT
 from builder.worker_source import WORKER
 
-RUN = "org.enginefarm.run"
 _SOURCE = "/opt/enginefarm/src"
 _PIDS = 512
 _TMP = "size=256m,mode=1777"

@@ -77,4 +77,5 @@ class LocalExecutor:
     def _environment(self, stack: Stack) -> Environment:
         if stack.name not in self._located:
             self._located[stack.name] = environments.locate(stack, self._home)
+            self._located[stack.name].touch()
         return self._located[stack.name]

@@ -1,0 +1,91 @@
+"""What the farm keeps in the Docker Engine: its images, dead containers, and its records in the build cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+
+from docker.errors import APIError, ImageNotFound
+
+from builder.disk import Item
+from builder.docker_engine import OWNER, RUN, DockerEngine, docker_errors
+from builder.image_inputs import REPOSITORY
+from builder.image_record import ImageRecord, records
+from builder.project import Home
+
+_CONFLICT = 409
+
+
+def docker_items(engine: DockerEngine, home: Home) -> Iterator[Item]:
+    """List images that this home has a record of, and build cache that the farm's Dockerfiles made."""
+    with docker_errors("asking for its disk use"):
+        usage = engine.client.df()
+    sizes = {one["Id"]: int(one.get("Size") or 0) for one in usage.get("Images") or ()}
+    for path, record in records(home):
+        image = engine.image(record.tag)
+        if image is None:
+            yield Item(kind="image record", name=record.tag, size=0, used=0.0, remove=partial(_forget, path))
+        elif image.id in {record.digest, record.config_digest}:
+            yield Item(
+                kind="image",
+                name=record.tag,
+                size=sizes.get(image.id, record.compressed_bytes),
+                used=path.stat().st_mtime,
+                remove=partial(_remove_image, engine, record, path),
+            )
+    for one in usage.get("BuildCache") or ():
+        if REPOSITORY in str(one.get("Description", "")) and not one.get("InUse"):
+            used = _seconds(str(one.get("LastUsedAt") or one.get("CreatedAt") or ""))
+            identity = str(one["ID"])
+            remove = partial(_remove_cache, engine, identity)
+            yield Item(kind="build cache", name=identity, size=int(one["Size"]), used=used, remove=remove)
+
+
+def dead_containers(engine: DockerEngine, home: Home) -> Iterator[Item]:
+    """List containers of this home whose run is over."""
+    for container in engine.containers(f"{OWNER}={home.root}"):
+        if not Path(container.labels.get(RUN, "")).is_dir():
+
+            def remove(one: object = container) -> bool:
+                engine.remove(one)
+                return True
+
+            yield Item(kind="container", name=container.short_id, size=0, used=0.0, remove=remove)
+
+
+def _forget(path: Path) -> bool:
+    path.unlink(missing_ok=True)
+    return True
+
+
+def _remove_image(engine: DockerEngine, record: ImageRecord, path: Path) -> bool:
+    with docker_errors(f"removing image {record.tag}"):
+        try:
+            # by its name: what else is called by the same digest stays
+            engine.client.images.remove(record.tag)
+        except ImageNotFound:
+            pass
+        except APIError as error:
+            if error.status_code != _CONFLICT:
+                raise
+            # a container uses it
+            return False
+    return _forget(path)
+
+
+def _remove_cache(engine: DockerEngine, identity: str) -> bool:
+    with docker_errors("pruning its build cache"):
+        freed = engine.client.api.prune_builds(filters={"id": identity}, all=True)
+    return bool(freed.get("CachesDeleted"))
+
+
+def _seconds(stamp: str) -> float:
+    # nine digits of a second are more than Python reads
+    text = re.sub(r"\.\d+", "", stamp).replace("Z", "+00:00")
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return datetime.now(tz=timezone.utc).timestamp()
