@@ -40,6 +40,8 @@ class Stream:
     ) -> None:
         """Close connection and log."""
         self._wrapper.close()
+        # the wrapper holds the answer, and the answer the socket
+        self._socket.close()
         self._log.close()
 
     def ended(self, within_s: float) -> bool:

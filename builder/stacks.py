@@ -161,7 +161,13 @@ class Stack:
             raise EnginefarmError(Reason.STACK_UNKNOWN, f"stack {self.name} has no lock {variant!r}", fix=fix)
         other = known[variant]
         image = self.spec.image.model_copy(update={"base": other.base, "budget_mib": other.budget_mib})
-        changes = {"python": other.python, "confirmed": other.confirmed, "tensorrt": other.tensorrt, "import_name": other.import_name, "image": image}
+        changes = {
+            "python": other.python,
+            "confirmed": other.confirmed,
+            "tensorrt": other.tensorrt,
+            "import_name": other.import_name,
+            "image": image,
+        }
         return Stack(
             folder=self.folder,
             spec=self.spec.model_copy(update=changes),

@@ -54,6 +54,7 @@ def manifest_json(manifest: Manifest) -> dict[str, Any]:
         "bytes": manifest.engine.size,
         "recipe": manifest.recipe.name,
         "stack": manifest.stack.name,
+        "image": manifest.stack.image,
         "target": manifest.target.name,
         "sms": manifest.target.sms,
         "precision": {"requested": manifest.precision.requested, "realised": manifest.precision.realised},

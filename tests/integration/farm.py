@@ -17,8 +17,12 @@ import onnx
 import yaml
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from builder.bases import load_bases
+from builder.docker_engine import DockerEngine
 from builder.environments import install, locate
-from builder.project import Home
+from builder.image_record import ImageRecord
+from builder.images import ImageBuilder
+from builder.project import Home, Project
 from builder.stacks import load_stacks
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +35,14 @@ class Farm:
 
     project: Path
     home: Path
+    executor: str = "local"
 
     def start(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
         """Start `enginefarm`."""
         dropped = {"CI", "FORCE_COLOR", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "COLUMNS"}
         kept = {name: value for name, value in os.environ.items() if name not in dropped}
-        env = {**kept, "ENGINEFARM_HOME": str(self.home), "PYTHONPATH": str(ROOT), **environ}
+        own = {"ENGINEFARM_HOME": str(self.home), "ENGINEFARM_EXECUTOR": self.executor, "PYTHONPATH": str(ROOT)}
+        env = {**kept, **own, **environ}
         command = [sys.executable, "-c", "import sys; from builder.cli import main; sys.exit(main())", *arguments]
         return subprocess.Popen(
             command, cwd=self.project, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -89,10 +95,24 @@ def installed(stack: str, log: Path) -> Path:
     return environment.python
 
 
+def build_image(stack: str) -> ImageRecord:
+    """Return a stack's image, built once for all tests."""
+    project = Project(root=ROOT)
+    builder = ImageBuilder(
+        project=project,
+        home=shared_home(),
+        bases=load_bases(project.images),
+        engine=DockerEngine(),
+        listen=lambda _: None,
+        cancel=threading.Event(),
+    )
+    return builder.build(load_stacks(project.images)[stack])
+
+
 def share_environments(home: Path) -> None:
-    """Let a home use the shared environments and fetched files."""
+    """Let a home use the shared environments, fetched files, base images and records of images."""
     home.mkdir(parents=True, exist_ok=True)
-    for name in ("envs", "fetch"):
+    for name in ("envs", "fetch", "bases", "images"):
         target = shared_home().root / name
         target.mkdir(parents=True, exist_ok=True)
         (home / name).symlink_to(target)

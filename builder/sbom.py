@@ -1,0 +1,209 @@
+"""What is in an image and how it was made, from its record and the locks: CycloneDX and in-toto documents, as data."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import quote
+
+from packaging.utils import parse_wheel_filename
+
+from builder import __version__
+from builder.bases import Base, Bases
+from builder.durable import sha256_file
+from builder.image_inputs import EXPORT, context_files
+from builder.image_record import ImageRecord
+from builder.stacks import BuildStackFile, Stack
+
+# names only, under which others can tell these documents apart; nothing is fetched from there
+BUILD_TYPE = "https://enginefarm.dev/image/v1"
+_BUILDER = "https://enginefarm.dev/builder/v1"
+_STANDIN = "https://enginefarm.dev/stand-in/v1"
+
+Document = dict[str, Any]
+
+
+def bill_of_materials(record: ImageRecord, stack: Stack, bases: Bases) -> Document:
+    """Describe an image in CycloneDX 1.6, by nothing but the arguments: no clock, no chance.
+
+    The packages inside the base are not known here; the composition says that the list is incomplete.
+    """
+    image, base = _image(record, stack), _base(record, bases.get(stack.spec.image.base))
+    wheels = _wheels(record, stack)
+    inside = [base, *(wheel for wheel in wheels if wheel["scope"] == "required")]
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{BUILD_TYPE}/{record.digest}')}",
+        "version": 1,
+        "metadata": {
+            "timestamp": datetime.fromtimestamp(bases.source_date_epoch, timezone.utc).isoformat(),
+            "tools": {"components": [{"type": "application", "name": "enginefarm", "version": __version__}]},
+            "component": image,
+        },
+        "components": [base, *wheels],
+        "dependencies": [{"ref": image["bom-ref"], "dependsOn": [one["bom-ref"] for one in inside]}],
+        "compositions": [{"aggregate": "incomplete", "assemblies": [base["bom-ref"]]}],
+    }
+
+
+def provenance_statement(record: ImageRecord, stack: Stack, bases: Bases) -> Document:
+    """State how an image was made: an in-toto statement with SLSA provenance. It holds no time and no place."""
+    return {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": record.tag.rpartition(":")[0], "digest": _digest_set(record.digest)}],
+        "predicateType": "https://slsa.dev/provenance/v1",
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {
+                    "stack": stack.name,
+                    "lock": stack.lock_path.name,
+                    "platform": record.platform,
+                },
+                "internalParameters": {
+                    "export": EXPORT,
+                    "source_date_epoch": bases.source_date_epoch,
+                    "network": "none",
+                },
+                "resolvedDependencies": _dependencies(record, stack, bases),
+            },
+            "runDetails": {"builder": {"id": _BUILDER, "version": {"enginefarm": __version__}}},
+        },
+    }
+
+
+def _image(record: ImageRecord, stack: Stack) -> Document:
+    purl = _oci(stack.name, record.digest, record.platform, {"tag": record.tag.rpartition(":")[2]})
+    spec = stack.spec
+    facts = {
+        "confirmed": _yes(spec.confirmed),
+        "lock": stack.lock_path.name,
+        "lock-sha256": stack.lock_sha256,
+        "platform": record.platform,
+        "python": record.python,
+        "stack": stack.name,
+        "stand-in": _yes(record.standin),
+    }
+    if isinstance(spec, BuildStackFile):
+        facts |= {"cuda": spec.cuda, "tensorrt": spec.tensorrt}
+    return {
+        "type": "container",
+        "bom-ref": purl,
+        "name": record.tag.rpartition(":")[0],
+        "version": record.digest,
+        "description": spec.title,
+        "purl": purl,
+        "properties": _properties(facts),
+    }
+
+
+def _base(record: ImageRecord, base: Base) -> Document:
+    if record.standin:
+        facts = {"digest": record.base, "stand-in-for": base.pinned}
+        return {
+            "type": "operating-system",
+            "bom-ref": _base_uri(record, base),
+            "name": _suite(base),
+            "properties": _properties(facts),
+        }
+    repository, _, tag = base.ref.rpartition(":")
+    uri = _base_uri(record, base)
+    facts = {"confirmed": _yes(base.confirmed), "pinned": base.pinned, "source": base.source}
+    return {
+        "type": "container",
+        "bom-ref": uri,
+        "name": repository,
+        "version": tag,
+        "purl": uri,
+        "properties": _properties(facts),
+    }
+
+
+def _base_uri(record: ImageRecord, base: Base) -> str:
+    if record.standin:
+        return f"{_STANDIN}/{_suite(base)}@{record.base}"
+    repository, _, tag = base.ref.rpartition(":")
+    name = repository.rpartition("/")[2]
+    return _oci(name, record.base, record.platform, {"repository_url": repository, "tag": tag})
+
+
+def _suite(base: Base) -> str:
+    return base.standin.suite if base.standin is not None else "unknown"
+
+
+def _wheels(record: ImageRecord, stack: Stack) -> list[Document]:
+    # what no line of the lock asks for took part in the build and is not in the image: pip
+    urls = _urls(record, stack)
+    locked = {digest for one in stack.requirements(record.python) for digest in one.hashes}
+    found = []
+    for file, sha256 in sorted(record.wheels.items()):
+        name, version, _, _ = parse_wheel_filename(file)
+        purl = _wheel_purl(file, sha256, urls.get(sha256))
+        facts = {"wheel": file} | ({"url": urls[sha256]} if sha256 in urls else {})
+        found.append(
+            {
+                "type": "library",
+                "bom-ref": purl,
+                "name": str(name),
+                "version": str(version),
+                "scope": "required" if sha256 in locked else "excluded",
+                "hashes": [{"alg": "SHA-256", "content": sha256}],
+                "purl": purl,
+                "properties": _properties(facts),
+            }
+        )
+    return found
+
+
+def _urls(record: ImageRecord, stack: Stack) -> dict[str, str]:
+    """Map digests of parts that no index has to where they come from."""
+    direct = [one for one in stack.requirements(record.python) if one.url is not None]
+    return {digest: str(one.url) for one in direct for digest in one.hashes}
+
+
+def _dependencies(record: ImageRecord, stack: Stack, bases: Bases) -> list[Document]:
+    urls = _urls(record, stack)
+    base = {"uri": _base_uri(record, bases.get(stack.spec.image.base)), "digest": _digest_set(record.base)}
+    wheels: list[Document] = []
+    for file, sha256 in sorted(record.wheels.items()):
+        place = {"downloadLocation": urls[sha256]} if sha256 in urls else {}
+        uri = _wheel_purl(file, sha256, urls.get(sha256))
+        wheels.append({"name": file, "uri": uri, "digest": {"sha256": sha256}, **place})
+    folder = f"images/{stack.folder.name}"
+    files = [
+        {"name": f"{folder}/{path.name}", "digest": {"sha256": sha256_file(path)}}
+        for path in context_files(stack.folder)
+    ]
+    return [base, *wheels, *files]
+
+
+def _wheel_purl(file: str, sha256: str, url: str | None) -> str:
+    name, version, _, _ = parse_wheel_filename(file)
+    if url is None:
+        return _purl("pypi", str(name), str(version), {})
+    return _purl("generic", str(name), str(version), {"checksum": f"sha256:{sha256}", "download_url": url})
+
+
+def _oci(name: str, digest: str, platform: str, qualifiers: dict[str, str]) -> str:
+    return _purl("oci", name, digest, {"arch": platform.partition("/")[2], **qualifiers})
+
+
+def _purl(kind: str, name: str, version: str, qualifiers: dict[str, str]) -> str:
+    text = "&".join(f"{key}={quote(value, safe='/:')}" for key, value in sorted(qualifiers.items()))
+    return f"pkg:{kind}/{name.lower()}@{quote(version, safe='')}" + (f"?{text}" if text else "")
+
+
+def _digest_set(digest: str) -> dict[str, str]:
+    algorithm, _, value = digest.partition(":")
+    return {algorithm: value}
+
+
+def _properties(facts: dict[str, str]) -> list[dict[str, str]]:
+    return [{"name": f"enginefarm:{name}", "value": value} for name, value in sorted(facts.items())]
+
+
+def _yes(value: bool) -> str:  # noqa: FBT001
+    return "true" if value else "false"
