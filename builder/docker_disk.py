@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from docker.errors import APIError, ImageNotFound
 
@@ -36,12 +37,37 @@ def docker_items(engine: DockerEngine, home: Home) -> Iterator[Item]:
                 used=path.stat().st_mtime,
                 remove=partial(_remove_image, engine, record, path),
             )
-    for one in usage.get("BuildCache") or ():
-        if REPOSITORY in str(one.get("Description", "")) and not one.get("InUse"):
-            used = _seconds(str(one.get("LastUsedAt") or one.get("CreatedAt") or ""))
-            identity = str(one["ID"])
-            remove = partial(_remove_cache, engine, identity)
-            yield Item(kind="build cache", name=identity, size=int(one["Size"]), used=used, remove=remove)
+    yield from _cache_items(engine, [one for one in usage.get("BuildCache") or () if not one.get("InUse")])
+
+
+def _cache_items(engine: DockerEngine, cache: list[dict[str, Any]]) -> Iterator[Item]:
+    """List the farm's records of the build cache, those that others are built on last: they cannot go before."""
+    by_id = {str(one["ID"]): one for one in cache}
+    children: dict[str, list[str]] = {}
+    for one in cache:
+        # the engine's own spelling has a space in it
+        for parent in one.get("Parents") or one.get(" Parents") or ():
+            children.setdefault(str(parent), []).append(str(one["ID"]))
+
+    # what is built on a step of a farm's Dockerfile is a later step of the same
+    ours: dict[str, dict[str, Any]] = {}
+    left = [identity for identity, one in by_id.items() if REPOSITORY in str(one.get("Description", ""))]
+    while left:
+        identity = left.pop()
+        if identity not in ours:
+            ours[identity] = by_id[identity]
+            left += children.get(identity, ())
+
+    def used(identity: str) -> float:
+        own = _seconds(str(ours[identity].get("LastUsedAt") or ours[identity].get("CreatedAt") or ""))
+        return max([own, *(used(child) for child in children.get(identity, ()) if child in ours)])
+
+    def depth(identity: str) -> int:
+        return 1 + max((depth(child) for child in children.get(identity, ()) if child in ours), default=0)
+
+    for identity in sorted(ours, key=depth):
+        size, remove = int(ours[identity]["Size"]), partial(_remove_cache, engine, identity)
+        yield Item(kind="build cache", name=identity, size=size, used=used(identity), remove=remove)
 
 
 def dead_containers(engine: DockerEngine, home: Home) -> Iterator[Item]:

@@ -85,7 +85,8 @@ class Fetcher:
                 if attempt == _ATTEMPTS - 1 or (status is not None and status not in _PASSING):
                     why = str(getattr(error, "reason", error))
                     raise EnginefarmError(Reason.FETCH_FAILED, f"{url} could not be fetched", why=why) from error
-                self._cancel.wait(_PAUSE_S * 2**attempt)
+                if self._cancel.wait(_PAUSE_S * 2**attempt):
+                    raise EnginefarmError(Reason.INTERRUPTED, f"fetching {url} was stopped") from error
             else:
                 return
 

@@ -68,11 +68,16 @@ def make_standin(  # all that the result depends on
 def _clean(raw: Path, layer: Path, epoch: int, drop: Sequence[str]) -> None:
     """Copy an archive in the order of its paths, without what is to be dropped, no time later than `epoch`."""
     with tarfile.open(raw) as source, tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as target:
-        for member in sorted(_kept(source, drop), key=lambda member: member.name):
+        for member in sorted(_kept(source, drop), key=_place):
             member.mtime = min(int(member.mtime), epoch)
             member.pax_headers = {}
             member.uname = member.gname = ""
             target.addfile(member, source.extractfile(member) if member.isreg() else None)
+
+
+def _place(member: tarfile.TarInfo) -> tuple[str, bool, str]:
+    # a hard link comes after its file
+    return max(member.name, member.linkname if member.islnk() else ""), member.islnk(), member.name
 
 
 def _kept(archive: tarfile.TarFile, drop: Sequence[str]) -> Iterator[tarfile.TarInfo]:

@@ -146,18 +146,6 @@ def test_hard_link_never_comes_before_its_file(tmp_path: Path) -> None:
     assert seen == {"usr/bin/perl", "usr/bin/perl5"}
 
 
-def test_hard_link_outlives_its_dropped_file(tmp_path: Path) -> None:
-    members = [
-        member("./usr/share/doc/a", b"text"),
-        member("./etc/a", kind=tarfile.LNKTYPE, linkname="./usr/share/doc/a"),
-    ]
-    cleaned(tmp_path, members, ["usr/share/doc/*"])
-    with tarfile.open(tmp_path / "layer.tar") as layer:
-        stream = layer.extractfile("etc/a")
-        assert stream is not None
-        assert stream.read() == b"text"
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_order_of_the_archive_does_not_matter(tmp_path: Path, seed: int) -> None:
     cleaned(tmp_path, FILES)
