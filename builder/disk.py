@@ -18,7 +18,9 @@ from builder.workspace import LOCK, STARTED
 
 STORE_KINDS = {"engine": "engine", "onnx": "ONNX model"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"[0-9a-f]{64}\.part")
 _BASE = re.compile(r"(sha256-[0-9a-f]{64}-.+|standin-.+)")
+_UNFINISHED = ("envs/.*-py*-*.*", "envs/.removed-*", "bases/.standin-*", "bases/.removed-*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +50,10 @@ def home_items(home: Home) -> Iterator[Item]:
 def leftovers(home: Home, older_than_s: float) -> Iterator[Item]:
     """List what dead runs and broken transfers left behind; nobody can need it."""
     limit = time.time() - older_than_s
-    for path in sorted((home.fetch / "sha256").glob("*.part")):
+    for path in _matching(home.fetch / "sha256", _PART):
         if path.stat().st_mtime <= limit:
             yield _file_item("broken transfer", path, path)
-    for pattern in ("envs/.*", "bases/.*"):
+    for pattern in _UNFINISHED:
         for path in sorted(home.root.glob(pattern)):
             if path.is_dir() and path.stat().st_mtime <= limit:
                 yield _folder_item("unfinished work", path, path)

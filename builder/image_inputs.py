@@ -27,6 +27,7 @@ class ImageInputs:
     base_digest: str
     epoch: int
     sha256: str
+    omit: tuple[str, ...] = ()
 
     @property
     def tag(self) -> str:
@@ -35,14 +36,15 @@ class ImageInputs:
         return f"{REPOSITORY}/{self.stack.name}:{variant}{self.sha256[:16]}"
 
 
-def image_inputs(stack: Stack, bases: Bases, base_digest: str) -> ImageInputs:
-    """Hash the stack's folder, the base and the build settings."""
+def image_inputs(stack: Stack, bases: Bases, base_digest: str, omit: tuple[str, ...] = ()) -> ImageInputs:
+    """Hash the stack's folder, the base and the build settings. `omit`: patterns of files to leave out."""
     folder = stack.folder
     files = {path.name: sha256_file(path) for path in context_files(folder)}
     document = {
         "format": _FORMAT,
         "files": files,
         "lock": stack.lock_path.name,
+        "omit": list(omit),
         "base": base_digest,
         "epoch": bases.source_date_epoch,
         "export": EXPORT,
@@ -54,6 +56,7 @@ def image_inputs(stack: Stack, bases: Bases, base_digest: str) -> ImageInputs:
         base_digest=base_digest,
         epoch=bases.source_date_epoch,
         sha256=hashlib.sha256(text.encode()).hexdigest(),
+        omit=omit,
     )
 
 

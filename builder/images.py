@@ -42,9 +42,13 @@ _DISK_FACTOR = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSettings:
-    """How to build. `index`, `mirror`: other places to fetch from; digests are checked all the same."""
+    """How to build. `index`, `mirror`: other places to fetch from; digests are checked all the same.
+
+    `omit`: patterns of files to leave out, see `Stack.omitted`.
+    """
 
     base: Choice = Choice.AUTO
+    omit: tuple[str, ...] = ()
     index: Index = field(default_factory=Index)
     mirror: Mirror = field(default_factory=Mirror)
 
@@ -76,7 +80,7 @@ class ImageBuilder:
         base = self._base_images().find(stack.spec.image.base, stack.spec.platform, self.settings.base)
         if base is None:
             return None
-        record = find_record(self.home, image_inputs(stack, self.bases, base.digest))
+        record = find_record(self.home, image_inputs(stack, self.bases, base.digest, self.settings.omit))
         if record is None:
             return None
         image = self.engine.image(record.tag)
@@ -128,7 +132,7 @@ class ImageBuilder:
             wanted = (*stack.requirements(base.python), self._pip())
             wheels = find_wheels(wanted, base.python, spec.platform, self.settings.index, self.cancel)
             files = fetch_wheels(wheels, Fetcher(self.home, self.cancel), self._advancing(stack))
-        inputs = image_inputs(stack, self.bases, base.digest)
+        inputs = image_inputs(stack, self.bases, base.digest, self.settings.omit)
         return ImageParts(inputs=inputs, base=base, wheels=tuple(wheels), files=files)
 
     def export(self, parts: ImageParts, folder: Path, *, cache: bool) -> ImageLayout:
@@ -255,6 +259,7 @@ def _buildx_arguments(parts: ImageParts, wheels: Path, out: Path, *, cache: bool
     argv = [docker, "buildx", "build", "--progress=plain", "--network=none", "--provenance=false", "--sbom=false"]
     argv += [] if cache else ["--no-cache"]
     argv += [f"--platform={stack.spec.platform}", f"--build-arg=LOCK={stack.lock_path.name}"]
+    argv += [f"--build-arg=OMIT={' '.join(parts.inputs.omit)}"] if parts.inputs.omit else []
     argv += [f"--build-context=enginefarm-base=oci-layout://{base.layout.folder}@{base.digest}"]
     argv += [f"--build-context=enginefarm-wheels={wheels}"]
     if not base.standin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,13 +43,17 @@ class LockVariant(BaseModel):
 
 
 class ImageSpec(BaseModel):
-    """The image of a stack. `budget_mib`: what its compressed layers may take; `env`: beyond the common variables."""
+    """The image of a stack. `budget_mib`: what its compressed layers may take; `env`: beyond the common variables.
+
+    `per_sm`: patterns of files that only builds for one SM need; an image for some targets leaves the others' out.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str
     budget_mib: int = Field(gt=0)
     env: dict[str, str] = Field(default_factory=dict)
+    per_sm: dict[SM, list[str]] = Field(default_factory=dict)
     locks: dict[str, LockVariant] = Field(default_factory=dict)
 
 
@@ -147,6 +151,20 @@ class Stack:
     def requirements(self, python: str) -> tuple[Requirement, ...]:
         """List the lines of the lock that count for a Python such as "3.11"."""
         return _requirements(self.lock, python, self.spec.platform)
+
+    def omitted(self, sms: Collection[str]) -> tuple[str, ...]:
+        """List the patterns of files that an image for these SMs does without.
+
+        Raises:
+            EnginefarmError: OPTION_UNSUPPORTED where the stack has no parts of single SMs.
+
+        """
+        per_sm = self.spec.image.per_sm
+        if not per_sm:
+            what = f"stack {self.name} has no parts of single SMs: its image is the same for every target"
+            raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix="build it without --target")
+        needed = {pattern for sm in sms for pattern in per_sm.get(sm, ())}
+        return tuple(sorted({pattern for patterns in per_sm.values() for pattern in patterns} - needed))
 
     def with_lock(self, variant: str) -> Stack:
         """Return the stack with another of its locks.

@@ -177,8 +177,10 @@ class Store:
         while left:
             used.add(digest := left.pop())
             left += [one for one in self._mentioned(digest) if one not in used]
-        present = self._blobs.iterdir() if self._blobs.is_dir() else ()
-        return tuple(sorted(path for path in present if f"sha256:{path.name}" not in used))
+        present = {f"sha256:{path.name}": path for path in self._blobs.glob("*")}
+        return tuple(
+            sorted(path for digest, path in present.items() if digest not in used and DIGEST.fullmatch(digest))
+        )
 
     def sweep(self, unused_s: float, *, dry_run: bool = False) -> int:
         """Delete blobs that no entry needs and that were not written or asked for lately; return their bytes.

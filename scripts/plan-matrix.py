@@ -57,6 +57,7 @@ def _entry(job: Mapping[str, Any], stack: Mapping[str, Any]) -> dict[str, Any]:
         "name": "-".join([job["recipe"], job["stack"], *labels]),
         "recipe": job["recipe"],
         "stack": job["stack"],
+        "jobs": "-".join([job["recipe"], "*", job["stack"], *labels]),
         "target": job["target"],
         "runner": _runner(stack, job["sms"]),
     }

@@ -29,7 +29,7 @@ from builder.project import Project, find_home
 from builder.report.images import built_lines, listed_json, listed_lines, record_json
 from builder.sbom import bill_of_materials, provenance_statement
 from builder.stacks import Stack, load_stacks
-from builder.targets import suggestion
+from builder.targets import choose_targets, load_targets, suggestion
 from builder.wheels import Index
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,10 +63,13 @@ def sources(command: F) -> F:
     return command
 
 
-def settings(base: str, base_registry: str | None, index_url: str | None, ca_file: Path | None) -> ImageSettings:
+def settings(
+    base: str, base_registry: str | None, index_url: str | None, ca_file: Path | None, omit: tuple[str, ...] = ()
+) -> ImageSettings:
     """Gather the options of `sources`."""
     return ImageSettings(
         base=Choice(base),
+        omit=omit,
         index=Index(url=index_url, ca_file=ca_file),
         mirror=Mirror(registry=base_registry, ca_file=ca_file),
     )
@@ -121,15 +124,21 @@ def with_builder(
 @command.command("build")
 @stack_argument
 @lock_option
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="Only what these targets need; repeatable.")
 @sources
 @options.as_json
 @options.project
-def build(*, name: str, variant: str | None, as_json: bool, folder: Path | None, **where: Any) -> int:
+def build(
+    *, name: str, variant: str | None, targets: tuple[str, ...], as_json: bool, folder: Path | None, **where: Any
+) -> int:
     """Build the image of a stack, or find it.
 
     The same inputs give the same digest on every machine. An image that is there already is not built again.
     """
     project = options.locate_project(folder)
+    if targets:
+        sms = [sm for target in choose_targets(load_targets(), targets) for sm in target.sms]
+        where["omit"] = find_stack(project, name, variant).omitted(sms)
     record, stack = with_builder(project, name, variant, where, lambda builder, stack: (builder.build(stack), stack))
     if as_json:
         options.print_json(record_json(record, stack))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 
 from builder.docker_engine import DockerEngine
 from builder.image_layout import ImageLayout
-from builder.image_record import ImageRecord
+from builder.image_record import ImageRecord, records
+from builder.project import Home
 from tests.integration.farm import ROOT, Farm, build_image, share_environments, shared_home
 
 pytestmark = pytest.mark.integration
@@ -36,7 +38,7 @@ CHECK = "import json, packaging\nprint(json.dumps({'ok': True, 'packaging': pack
 
 
 @pytest.fixture
-def toys(tmp_path: Path, rtx_image: ImageRecord) -> Farm:
+def toys(tmp_path: Path, rtx_image: ImageRecord, docker_engine: DockerEngine) -> Iterator[Farm]:
     """A project with one small stack on the shared base."""
     assert rtx_image.standin in {True, False}
     project = tmp_path / "project"
@@ -54,7 +56,12 @@ def toys(tmp_path: Path, rtx_image: ImageRecord) -> Farm:
     share_environments(tmp_path / "home")
     farm = Farm(project=project, home=tmp_path / "home", executor="docker")
     assert farm.run("schema", "--project", str(project)).returncode == 0
-    return farm
+    yield farm
+    for path, record in [*records(shared_home()), *records(Home(root=farm.home))]:
+        if record.stack == "toy":
+            path.unlink(missing_ok=True)
+            if docker_engine.image(record.tag) is not None:
+                docker_engine.client.images.remove(record.tag)
 
 
 def _part(lock: str, start: str) -> str:

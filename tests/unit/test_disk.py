@@ -37,7 +37,7 @@ def write(path: Path, size: int = 5000, *, seconds: float = 0.0) -> Path:
     return age(path, seconds)
 
 
-def fetched(home: Home, digest: str, *, seconds: float = 0.0, size: int = 5000) -> Path:
+def fetched(home: Home, digest: str, size: int = 5000, *, seconds: float = 0.0) -> Path:
     """Make a fetched file."""
     return write(home.fetch / "sha256" / digest, size, seconds=seconds)
 
@@ -55,9 +55,10 @@ def base(home: Home, name: str = PULLED, *, seconds: float = 0.0) -> Path:
 
 
 def engine(home: Home, key: str = KEY, content: bytes = b"engine", *, seconds: float = 0.0) -> Entry:
-    """Put an engine into the store; its small files are those of every other."""
+    """Put an engine into the store; one of its files is that of every other."""
     store = Store(home.store)
-    entry = add(store, key, content, name=f"tiny-{key[0]}")
+    files = {"model.plan": content, "manifest.json": b"{}\n", "key.json": key.encode()}
+    entry = add(store, key, files=files, name=f"tiny-{key[0]}")
     age(blob(store, entry.digest), seconds)
     return entry
 
@@ -78,7 +79,7 @@ FOREIGN = (
     "bases/notes.txt",
     f"bases/{PULLED[:-20]}/notes.txt",
     "work/foo/notes.txt",
-    "work/run-notes.txt",
+    "work/notes.txt",
     "images/x.json",
     "logs/x.log",
     "locks/x.lock",
@@ -143,7 +144,6 @@ def test_everything_that_can_be_had_again_is_listed(home: Home) -> None:
 def test_strangers_are_not_listed(home: Home) -> None:
     strangers(home)
     assert [*leftovers(home, 0.0)] == []
-    (home.root / "store/notes.txt").unlink()
     assert [*home_items(home)] == []
 
 
@@ -180,7 +180,7 @@ def test_sizes_are_those_on_disk(home: Home, tmp_path: Path) -> None:
 def test_size_of_an_engine_is_that_of_its_files(home: Home) -> None:
     entry = engine(home, content=b"x" * 7000)
     (item,) = home_items(home)
-    assert item.size == entry.size + 7000 + len(b'{"a": 1}') + len(b"{}")
+    assert item.size == entry.size + 7000 + len(b"{}\n") + len(KEY)
 
 
 def test_removing_takes_one_thing(home: Home) -> None:
@@ -216,7 +216,13 @@ def test_broken_transfers_go_once_they_are_old(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [f"envs/.{ENVIRONMENT}.x1y2", f"envs/.removed-{ENVIRONMENT}-17", "bases/.standin-x1y2", f"bases/.removed-{MADE}-17"]
+    "name",
+    [
+        f"envs/.{ENVIRONMENT}.x1y2",
+        f"envs/.removed-{ENVIRONMENT}-17",
+        "bases/.standin-x1y2",
+        f"bases/.removed-{MADE}-17",
+    ],
 )
 def test_unfinished_work_goes_once_it_is_old(home: Home, name: str) -> None:
     folder = home.root / name

@@ -277,9 +277,7 @@ def test_server_that_is_never_there(fetcher: Fetcher, home: Home, server: Server
     assert files(home) == {}
 
 
-def test_what_came_is_kept_for_the_next_attempt(
-    fetcher: Fetcher, home: Home, server: Server, cancel: Cancel
-) -> None:
+def test_what_came_is_kept_for_the_next_attempt(fetcher: Fetcher, home: Home, server: Server, cancel: Cancel) -> None:
     parts: list[Any] = [gone(1000), *(gone(10, 206, CONTENT[at:]) for at in (1000, 1010, 1020))]
     server.answers = parts
     error = refusal(lambda: fetcher.url(URL, SHA256))
@@ -322,9 +320,7 @@ def test_full_disk(fetcher: Fetcher, home: Home, server: Server, monkeypatch: py
     assert SHA256 not in files(home)
 
 
-def test_sources_of_models_are_addresses(
-    fetcher: Fetcher, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sources_of_models_are_addresses(fetcher: Fetcher, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     server.answers = [Response(CONTENT)]
     revision = "0123456789abcdef0123456789abcdef01234567"

@@ -117,9 +117,7 @@ def test_first_field_that_differs_is_named(
 def test_link_that_points_elsewhere(tmp_path: Path) -> None:
     links = [file("opt/python", b"", type=tarfile.SYMTYPE, linkname=name) for name in ("3.10", "3.11")]
     found = compare(tmp_path, *([layer(link)] for link in links))
-    assert found == Difference(
-        layer=1, made_by="base", path="opt/python", field="link", first="3.10", second="3.11"
-    )
+    assert found == Difference(layer=1, made_by="base", path="opt/python", field="link", first="3.10", second="3.11")
 
 
 def test_lowest_layer_comes_first(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from builder.errors import EnginefarmError, Reason
-from builder.plan import Catalogue, Plan, make_plan, require_jobs, select_recipes
+from builder.plan import Catalogue, Plan, make_plan, require_jobs, select_jobs, select_recipes
 from builder.recipe import Recipe
 from builder.stacks import Stack
 from builder.targets import choose_targets, load_precision_floors, load_targets, sm_number
@@ -170,3 +170,45 @@ def test_nothing_planned_and_nothing_refused_is_an_error() -> None:
     with pytest.raises(EnginefarmError) as caught:
         require_jobs(make_plan(catalogue))
     assert caught.value.reason is Reason.NOTHING_TO_DO
+
+
+def several() -> Plan:
+    """Plan two recipes for targets of which one is refused."""
+    return plan("ampere", "ada", "hopper", recipes={name: recipe(name=name) for name in ("ocr-det", "vocos")})
+
+
+def test_no_glob_means_the_whole_plan() -> None:
+    made = several()
+    assert made.refusals
+    assert select_jobs(made, ()) is made
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kept"),
+    [
+        (("ocr-det-fp16-rtx-sm89",), ["ocr-det-fp16-rtx-sm89"]),
+        (("vocos-*",), ["vocos-fp16-rtx-sm80-sm86", "vocos-fp16-rtx-sm89"]),
+        # in the order of the plan, each once
+        (("vocos-*sm89", "*-sm89"), ["ocr-det-fp16-rtx-sm89", "vocos-fp16-rtx-sm89"]),
+        (("*-sm8[06]-*",), ["ocr-det-fp16-rtx-sm80-sm86", "vocos-fp16-rtx-sm80-sm86"]),
+    ],
+)
+def test_globs_select_jobs_and_leave_out_what_was_refused(patterns: tuple[str, ...], kept: list[str]) -> None:
+    chosen = select_jobs(several(), patterns)
+    assert [job.id for job in chosen.jobs] == kept
+    assert chosen.refusals == ()
+
+
+@pytest.mark.parametrize("pattern", ["vocos-fp16-rtx-sm8", "VOCOS-*", "vocos-fp32-*"])
+def test_a_glob_without_a_job_is_an_error_even_beside_others(pattern: str) -> None:
+    with pytest.raises(EnginefarmError) as caught:
+        select_jobs(several(), ("ocr-*", pattern))
+    assert caught.value.reason is Reason.NOTHING_TO_DO
+    assert repr(pattern) in caught.value.what
+    assert "ocr-det-fp16-rtx-sm89" in (caught.value.fix or "")
+
+
+def test_a_job_misspelt_names_the_nearest() -> None:
+    with pytest.raises(EnginefarmError) as caught:
+        select_jobs(several(), ("vocos-fp16-rtx-sm98",))
+    assert "did you mean 'vocos-fp16-rtx-sm89'?" in (caught.value.fix or "")

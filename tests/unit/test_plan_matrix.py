@@ -53,6 +53,7 @@ def test_precisions_of_a_model_share_an_entry() -> None:
             "name": "mlp-rtx-sm80-sm86",
             "recipe": "mlp",
             "stack": "rtx",
+            "jobs": "mlp-*-rtx-sm80-sm86",
             "target": "ampere",
             "runner": ["ubuntu-24.04"],
         }

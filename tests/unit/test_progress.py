@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builder.events import JobFinished, JobOutcome, RunStarted, Status, StepFinished, StepStarted
+from builder.events import JobFinished, JobOutcome, RunStarted, Status, StepAdvanced, StepFinished, StepStarted
 from builder.progress import Progress, RunningStep
 
 
@@ -78,3 +78,38 @@ def test_remaining_is_zero_at_the_end() -> None:
     progress = started("a")
     progress.apply(finished("a"), 3.0)
     assert progress.remaining_s(3.0) == 0.0
+
+
+def test_transfer_tells_its_share() -> None:
+    """Bytes say more than the time that a step took before; the end is never shown early."""
+    progress = started()
+    progress.apply(StepStarted(subject="image s", step="fetch", expected_s=100.0), 0.0)
+    assert progress.running["image s"].share(50.0) == 0.5
+    shares = []
+    for done, total in ((0, 200), (50, 200), (200, 200), (300, 200)):
+        progress.apply(StepAdvanced(subject="image s", done=done, total=total), 50.0)
+        shares.append(progress.running["image s"].share(50.0))
+    assert shares == [0.0, 0.25, 0.99, 0.99]
+    assert progress.running["image s"].started == 0.0
+
+
+@pytest.mark.parametrize("total", [None, 0])
+def test_transfer_of_unknown_size_tells_nothing(total: int | None) -> None:
+    """The expected time stays what there is to go by."""
+    progress = started()
+    progress.apply(StepStarted(subject="image s", step="fetch", expected_s=None), 0.0)
+    progress.apply(StepAdvanced(subject="image s", done=7, total=total), 1.0)
+    assert progress.running["image s"].share(1.0) is None
+
+
+def test_transfer_of_a_step_that_is_over_or_unknown_is_left_out() -> None:
+    """Transfers end in other threads than steps; the next step begins anew."""
+    progress = started()
+    progress.apply(StepAdvanced(subject="image s", done=1, total=2), 0.0)
+    progress.apply(StepStarted(subject="image s", step="fetch", expected_s=None), 0.0)
+    progress.apply(StepAdvanced(subject="image s", done=1, total=2), 1.0)
+    progress.apply(StepFinished(subject="image s", step="fetch", seconds=1.0, ok=True), 1.0)
+    progress.apply(StepAdvanced(subject="image s", done=2, total=2), 2.0)
+    assert not progress.running
+    progress.apply(StepStarted(subject="image s", step="build", expected_s=None), 2.0)
+    assert progress.running["image s"].share(2.0) is None

@@ -193,9 +193,7 @@ def test_transfers_run_at_the_same_time(tmp_path: Path) -> None:
 
     steps: dict[str, list[tuple[int, int | None]]] = {f"{FILES}/{name}": [(1, 2), (2, 2)] for name in "abc"}
     heard: list[tuple[int, int | None]] = []
-    fetch_wheels(
-        map(wheel, "abc"), Meeting(tmp_path, steps), lambda done, total: heard.append((done, total))
-    )
+    fetch_wheels(map(wheel, "abc"), Meeting(tmp_path, steps), lambda done, total: heard.append((done, total)))
     assert len(heard) == 6
     assert max(heard) == (6, 6)
 

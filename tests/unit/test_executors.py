@@ -1,0 +1,167 @@
+"""Where stages run: what there is to choose from, and how processors are shared."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from builder import executors, process
+from builder.environments import DONE, locate
+from builder.errors import EnginefarmError, Reason
+from builder.executors import EXECUTORS, docker_answers
+from builder.executors.context import ExecutorContext
+from builder.executors.local import LocalExecutor
+from builder.executors.processors import Processors
+from builder.project import Home, Project
+from tests.artifacts import refusal
+from tests.unit.test_environments import OWN, make_stack
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> ExecutorContext:
+    """Let executors install nothing."""
+    return ExecutorContext(
+        project=Project(root=tmp_path),
+        home=Home(root=tmp_path / "home"),
+        install=False,
+        cancel=threading.Event(),
+        listen=lambda event: None,
+    )
+
+
+def test_registry_has_two_names() -> None:
+    assert sorted(EXECUTORS) == ["docker", "local"]
+    assert EXECUTORS["local"] is LocalExecutor
+    assert executors.AUTO not in EXECUTORS
+
+
+def test_docker_is_not_there_without_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def imported(name: str) -> NoReturn:
+        raise AssertionError(name)
+
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr(executors, "_SOCKET", tmp_path / "docker.sock")
+    # nobody pays for the library then
+    monkeypatch.setattr(executors, "import_module", imported)
+    assert not docker_answers()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("place", ["socket", "variable"])
+def test_docker_is_asked_where_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, *, answers: bool
+) -> None:
+    class Engine:
+        def info(self) -> None:
+            if not answers:
+                raise EnginefarmError(Reason.DOCKER_UNAVAILABLE, "no Docker Engine answers")
+
+    socket = tmp_path / "docker.sock"
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    if place == "socket":
+        socket.touch()
+    else:
+        monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere:2375")
+    monkeypatch.setattr(executors, "_SOCKET", socket)
+    monkeypatch.setattr("builder.docker_engine.DockerEngine", Engine)
+    assert docker_answers() is answers
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> Processors:
+    """Make four processors, of which the first may not be used."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {7, 3, 5})
+    return Processors()
+
+
+def test_stages_spread_over_the_processors(four: Processors) -> None:
+    with four.lend() as first, four.lend() as second, four.lend() as third:
+        assert [first, second, third] == [3, 5, 7]
+        # one more than there are: each may get a second, none a third
+        with four.lend() as fourth, four.lend() as fifth:
+            assert [fourth, fifth] == [3, 5]
+
+
+def test_processor_that_is_free_again_is_next(four: Processors) -> None:
+    with four.lend():
+        with four.lend() as second:
+            pass
+        with four.lend() as again:
+            assert again == second
+
+
+def test_processor_is_free_after_an_error(four: Processors) -> None:
+    with pytest.raises(ZeroDivisionError), four.lend():
+        raise ZeroDivisionError
+    with four.lend() as processor:
+        assert processor == 3
+
+
+def test_threads_get_processors_of_their_own(four: Processors) -> None:
+    together, lent = threading.Barrier(6, timeout=20), []
+
+    def stage() -> None:
+        with four.lend() as processor:
+            lent.append(processor)
+            together.wait()
+
+    threads = [threading.Thread(target=stage) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(lent) == [3, 3, 5, 5, 7, 7]
+
+
+def test_only_allowed_processors_are_lent() -> None:
+    with Processors().lend() as processor:
+        assert processor in os.sched_getaffinity(0)
+
+
+def test_local_stack_is_known_before_it_is_installed(context: ExecutorContext, tmp_path: Path) -> None:
+    local, stack = LocalExecutor(context), make_stack(tmp_path / "images" / "export")
+    assert local.identified(stack)
+    assert not local.ready(stack)
+    runtime = local.runtime(stack)
+    assert (runtime.stack, runtime.python, runtime.image) == (stack, OWN, None)
+    assert not context.home.root.exists()
+
+
+def test_local_stack_is_not_installed_unasked(
+    context: ExecutorContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> NoReturn:
+        raise AssertionError
+
+    monkeypatch.setattr(process, "run", run)
+    local, stack = LocalExecutor(context), make_stack(tmp_path / "images" / "export")
+    error = refusal(lambda: local.prepare(stack, tmp_path / "log"))
+    assert error.reason is Reason.ENVIRONMENT_MISSING
+    assert "export" in error.what
+
+
+def test_local_stack_that_is_installed_is_ready_and_its_use_noted(context: ExecutorContext, tmp_path: Path) -> None:
+    stack = make_stack(tmp_path / "images" / "export")
+    mark = locate(stack, context.home).folder / DONE
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    os.utime(mark, (1, 1))
+    local = LocalExecutor(context)
+    assert local.ready(stack)
+    local.prepare(stack, tmp_path / "log")
+    assert mark.stat().st_mtime > 1000
+
+
+def test_local_executor_needs_a_python_of_the_stack(
+    context: ExecutorContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PATH", "PYENV_ROOT", "UV_PYTHON_INSTALL_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    stack = make_stack(tmp_path, python="3.8")
+    assert sys.version_info >= (3, 9)
+    assert refusal(lambda: LocalExecutor(context).runtime(stack)).reason is Reason.PYTHON_MISSING
