@@ -44,7 +44,11 @@ class Farm:
 
     def run(self, *arguments: str, cwd: Path = ROOT) -> tuple[float, str]:
         """Run `enginefarm`; return wall seconds and standard output."""
-        return timed([str(BIN / "enginefarm"), *arguments], cwd, {"ENGINEFARM_HOME": str(self.home)})
+        return timed(
+            [str(BIN / "enginefarm"), *arguments],
+            cwd,
+            {"ENGINEFARM_HOME": str(self.home), "ENGINEFARM_EXECUTOR": "local"},
+        )
 
     def build(self, *arguments: str) -> tuple[float, list[dict[str, Any]]]:
         """Build for Ampere; return wall seconds and the jobs of the JSON report."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_GPUS = Path("/proc/driver/nvidia/gpus")
+_CONTROL = Path("/dev/nvidiactl")
 
 
 def available_memory_bytes() -> int:
@@ -27,6 +29,11 @@ def platform_among(platforms: list[str]) -> str:
     """Choose this machine's platform, such as linux/amd64, among some; else the first."""
     own = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}.get(platform.machine())
     return own if own in platforms else platforms[0]
+
+
+def has_gpu() -> bool:
+    """Say whether NVIDIA's driver drives a GPU here."""
+    return any(_GPUS.glob("*")) or _CONTROL.exists()
 
 
 def free_disk_bytes(folder: Path) -> int:

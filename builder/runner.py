@@ -21,9 +21,10 @@ from builder.plan import Catalogue, Job, Plan
 from builder.project import Home, Project
 from builder.recipe import Recipe
 from builder.schedule import Task, run_tasks
-from builder.stacks import Stack, load_stacks
+from builder.stacks import Stack, build_stacks, load_stacks
 from builder.stage_runner import StageRunner
 from builder.store import Store
+from builder.worker.trt import ADAPTERS
 from builder.workspace import Workspace
 
 _NO_IMAGE = frozenset(
@@ -70,7 +71,7 @@ def run(  # the parts of a run
     """Execute all jobs of a plan, in plan order of outcomes. A failed job does not stop the others.
 
     Raises:
-        EnginefarmError: what stands against starting at all: DISK_FULL, PYTHON_MISSING, ENVIRONMENT_MISSING,
+        EnginefarmError: what stands against starting at all: GPU_NEEDED, DISK_FULL, PYTHON_MISSING, ENVIRONMENT_MISSING,
             STORE_READ_ONLY, STORE_FOREIGN.
 
     """
@@ -115,6 +116,7 @@ class Execution:
 
     def run(self) -> tuple[JobOutcome, ...]:
         """Reuse, then make the rest."""
+        self._check_stacks()
         self.listen(RunStarted(jobs=tuple(job.id for job in self.plan.jobs), parallel=self.settings.parallel))
         self._identify()
         with ThreadPoolExecutor(max_workers=host.processors()) as pool:
@@ -141,6 +143,19 @@ class Execution:
         self.models = Models(
             project=self.project, home=self.home, store=self.store, executor=self.executor, stacks=self.stacks
         )
+
+    def _check_stacks(self) -> None:
+        used = {name: self.stacks[name].build for name in dict.fromkeys(job.stack for job in self.plan.jobs)}
+        strange = [f"{name} ({stack.family})" for name, stack in used.items() if stack.family not in ADAPTERS]
+        needing = [name for name, stack in used.items() if stack.needs_gpu]
+        without = [name for name, stack in build_stacks(self.stacks).items() if not stack.build.needs_gpu]
+        fix = f"stacks that need no GPU: {', '.join(without)}"
+        if needing and not host.has_gpu():
+            what = f"{', '.join(needing)} can build only on a machine with an NVIDIA GPU, and this one has none"
+            raise EnginefarmError(Reason.GPU_NEEDED, what, fix=fix)
+        if strange:
+            what = f"this version builds images of {', '.join(strange)} but no engines in them yet"
+            raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix=fix)
 
     def _identify(self) -> None:
         """Prepare the stacks whose software is unknown before it is there, such as images: keys depend on it."""

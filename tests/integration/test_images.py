@@ -16,7 +16,6 @@ import pytest
 from builder.docker_engine import DockerEngine
 from builder.image_layout import ImageLayout
 from builder.image_record import ImageRecord, records
-from builder.project import Home
 from tests.integration.farm import ROOT, Farm, build_image, share_environments, shared_home
 
 pytestmark = pytest.mark.integration
@@ -57,11 +56,12 @@ def toys(tmp_path: Path, rtx_image: ImageRecord, docker_engine: DockerEngine) ->
     farm = Farm(project=project, home=tmp_path / "home", executor="docker")
     assert farm.run("schema", "--project", str(project)).returncode == 0
     yield farm
-    for path, record in [*records(shared_home()), *records(Home(root=farm.home))]:
+    for path, record in records(shared_home()):
         if record.stack == "toy":
             path.unlink(missing_ok=True)
-            if docker_engine.image(record.tag) is not None:
-                docker_engine.client.images.remove(record.tag)
+    for image in docker_engine.client.images.list("enginefarm/toy"):
+        for tag in image.tags:
+            docker_engine.client.images.remove(tag)
 
 
 def _part(lock: str, start: str) -> str:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.collect import Collected, Limits, collect
@@ -257,6 +257,7 @@ def test_shared_blobs_live_as_long_as_one_entry_needs_them(home: Home) -> None:
     assert (store.entries(), store.orphans()) == ((), ())
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     ages=st.lists(st.sampled_from([0.5, 1.5, 2.5, 3.5]), min_size=4, max_size=4),
     limits=st.builds(Limits, keep_bytes=st.none() | st.integers(0, 60_000), keep_days=st.none() | st.integers(0, 4)),

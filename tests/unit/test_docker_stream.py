@@ -6,13 +6,14 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from docker.models.containers import Container
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.docker_engine import DockerEngine
@@ -128,6 +129,7 @@ def test_engine_that_goes_away_is_told(engine: FakeEngine, tmp_path: Path) -> No
             stream.ended(5.0)
 
 
+@settings(deadline=None)
 @given(
     frames=st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), st.binary(max_size=40)), max_size=6),
     cuts=st.sets(st.integers(0, 300), max_size=12),
@@ -141,7 +143,7 @@ def test_frames_cut_anywhere_come_out_whole(
     log.unlink(missing_ok=True)
     engine = FakeEngine()
     with engine.stream(log) as stream:
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in pairwise(places):
             engine.ours.sendall(sent[start:end])
             assert not stream.ended(5.0)
         engine.ours.close()

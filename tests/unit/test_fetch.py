@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from typing_extensions import Self
 
-from builder import fetch
 from builder.errors import Reason
 from builder.fetch import Fetcher
 from builder.project import Home
@@ -44,7 +44,7 @@ class Response:
         self.headers = {} if self.length is None else {"Content-Length": str(len(self.content))}
         self.stream = io.BytesIO(self.content[: self.breaks_at])
 
-    def __enter__(self) -> Response:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -311,7 +311,7 @@ def test_full_disk(fetcher: Fetcher, home: Home, server: Server, monkeypatch: py
 
     server.answers = [Response(CONTENT)]
     with monkeypatch.context() as patch:
-        patch.setattr(fetch.os, "fsync", full)
+        patch.setattr("os.fsync", full)
         error = refusal(lambda: fetcher.url(URL, SHA256))
     assert error.reason is Reason.DISK_FULL
     assert URL in error.what

@@ -116,7 +116,7 @@ def test_first_field_that_differs_is_named(
 
 def test_link_that_points_elsewhere(tmp_path: Path) -> None:
     links = [file("opt/python", b"", type=tarfile.SYMTYPE, linkname=name) for name in ("3.10", "3.11")]
-    found = compare(tmp_path, *([layer(link)] for link in links))
+    found = compare(tmp_path, [layer(links[0])], [layer(links[1])])
     assert found == Difference(layer=1, made_by="base", path="opt/python", field="link", first="3.10", second="3.11")
 
 
@@ -226,5 +226,12 @@ def test_what_is_left_is_the_manifest(tmp_path: Path) -> None:
     ],
 )
 def test_difference_is_one_sentence(changes: dict[str, Any], text: str) -> None:
-    parts = {"layer": 2, "made_by": "RUN pip", "path": "opt/a.py", "field": "mode", "first": "0o644", "second": "0o755"}
+    parts: dict[str, Any] = {
+        "layer": 2,
+        "made_by": "RUN pip",
+        "path": "opt/a.py",
+        "field": "mode",
+        "first": "0o644",
+        "second": "0o755",
+    }
     assert Difference(**(parts | changes)).text() == text

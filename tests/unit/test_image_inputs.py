@@ -105,6 +105,12 @@ def test_export_settings_count(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert inputs(folder).sha256 != before
 
 
+def test_what_is_left_out_counts(folder: Path) -> None:
+    made = [image_inputs(stack(folder), BASES, DIGEST, omit) for omit in ((), ("*sm75*",), ("*sm75*", "*sm80*"))]
+    assert len({one.sha256 for one in made}) == 3
+    assert [one.omit for one in made] == [(), ("*sm75*",), ("*sm75*", "*sm80*")]
+
+
 @pytest.mark.parametrize("name", ["README.md", "requirements.in"])
 def test_notes_do_not_count(folder: Path, name: str) -> None:
     before = inputs(folder).sha256

@@ -84,7 +84,7 @@ def test_complete_only_after_finish(tmp_path: Path) -> None:
     layout.adopt(layer)
     assert not layout.complete
     layout.finish(digest, size, "application/vnd.docker.distribution.manifest.v2+json")
-    assert layout.complete
+    assert ImageLayout(tmp_path).complete
     assert (layout.digest, layout.manifest()) == (digest, {})
     (named,) = document(tmp_path / "index.json")["manifests"]
     assert named["mediaType"] == "application/vnd.docker.distribution.manifest.v2+json"

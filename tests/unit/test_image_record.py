@@ -140,7 +140,7 @@ def layout(folder: Path, steps: list[dict[str, Any]], layers: list[bytes]) -> Im
 
 
 def test_layers_are_paired_with_the_steps_that_made_them(tmp_path: Path) -> None:
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"created_by": "enginefarm"},
         {"created_by": "ENV A=1", "empty_layer": True},
         {"created_by": "COPY /opt/stack /opt/stack # buildkit"},

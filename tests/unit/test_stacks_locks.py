@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.errors import Reason
@@ -109,6 +109,7 @@ def test_packages_are_the_sorted_pins() -> None:
     assert export_stack(lock=f"b==2 --hash=sha256:{B}\na==1 --hash=sha256:{A}\n").packages("3.11") == ("a==1", "b==2")
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True),

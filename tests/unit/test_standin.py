@@ -193,7 +193,7 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
     """No program is really run."""
     fake = Maker(tmp_path)
     monkeypatch.setattr(process, "run", fake.run)
-    monkeypatch.setattr(standin.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     return fake
 
 
@@ -228,7 +228,7 @@ def test_equal_archives_give_equal_images(maker: Maker) -> None:
 
 
 def test_missing_tool(maker: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standin.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     error = refusal(maker.make)
     assert (error.reason, error.fix) == (Reason.TOOL_MISSING, "apt-get install mmdebstrap")
     assert not maker.folder.exists()

@@ -171,7 +171,11 @@ def wheel(name: str, sha256: str = A) -> Wheel:
 def test_transfers_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # one at a time, so that the order is known
     monkeypatch.setattr(wheels, "_AT_ONCE", 1)
-    steps = {f"{FILES}/a": [(1, 10), (10, 10)], f"{FILES}/b": [(5, None), (7, None)], f"{FILES}/c": [(2, 4)]}
+    steps: dict[str, list[tuple[int, int | None]]] = {
+        f"{FILES}/a": [(1, 10), (10, 10)],
+        f"{FILES}/b": [(5, None), (7, None)],
+        f"{FILES}/c": [(2, 4)],
+    }
     heard: list[tuple[int, int | None]] = []
     found = fetch_wheels(
         [wheel("a"), wheel("b", B), wheel("c")],

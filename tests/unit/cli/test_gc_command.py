@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.cli import main
@@ -65,6 +65,7 @@ def test_wrong_sizes(text: str) -> None:
         Bytes().convert(text, None, None)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**40))
 def test_bytes_are_exact(count: int) -> None:
     assert Bytes().convert(str(count), None, None) == count
@@ -130,7 +131,7 @@ def test_json(home: Home, capsys: pytest.CaptureFixture[str], *, dry: bool) -> N
     document = json.loads(captured.out)
     assert captured.err == ""
     used = document["removed"][0].pop("used")
-    assert 1 < used
+    assert used > 1
     assert document.pop("kept_bytes") > 8192
     assert document == {
         "dry_run": dry,
