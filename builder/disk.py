@@ -57,6 +57,9 @@ def leftovers(home: Home, older_than_s: float) -> Iterator[Item]:
         for path in sorted(home.root.glob(pattern)):
             if path.is_dir() and path.stat().st_mtime <= limit:
                 yield _folder_item("unfinished work", path, path)
+    for path in _matching(home.bases, _BASE):
+        if not (path / "index.json").is_file() and path.stat().st_mtime <= limit:
+            yield _folder_item("broken transfer", path, path)
     for path in sorted(home.work.glob("run-*/")):
         if not _alive(path):
             yield _folder_item("work of a dead run", path, path)

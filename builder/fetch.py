@@ -114,7 +114,7 @@ class Fetcher:
         self, response: IO[bytes], temp: Path, have: int, total: int | None, url: str, on_bytes: OnBytes | None
     ) -> None:
         with durable.writing(url), temp.open("ab" if have else "wb") as out:
-            while chunk := response.read(_CHUNK):
+            while chunk := _read(response):
                 if self._cancel.is_set():
                     raise EnginefarmError(Reason.INTERRUPTED, f"fetching {url} was stopped")
                 out.write(chunk)
@@ -192,6 +192,14 @@ class Fetcher:
 
     def _path(self, sha256: str) -> Path:
         return self._home.fetch / "sha256" / sha256
+
+
+def _read(stream: IO[bytes]) -> bytes:
+    try:
+        return stream.read(_CHUNK)
+    except OSError as error:
+        # the other side's trouble, whatever its number: it must not be taken for that of the file written here
+        raise ConnectionError(str(error)) from error
 
 
 def _touched(path: Path) -> bool:

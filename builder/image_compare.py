@@ -45,7 +45,7 @@ def first_difference(left: ImageLayout, right: ImageLayout) -> Difference | None
     """Return the first difference of two images; null where their digests are equal."""
     if left.digest == right.digest:
         return None
-    steps = [step.get("created_by", "") for step in left.config()["history"] if not step.get("empty_layer")]
+    steps = [step.get("created_by", "") for step in left.config().get("history", ()) if not step.get("empty_layer")]
     pairs = zip_longest(left.layers(), right.layers())
     for number, (one, other) in enumerate(pairs, 1):
         made_by = steps[number - 1] if number <= len(steps) else "beyond the first image's last"
@@ -99,6 +99,8 @@ def _read(archive: tarfile.TarFile) -> Iterator[dict[str, str]]:
             "type": member.type.decode(),
             "mode": oct(member.mode),
             "owner": f"{member.uid}:{member.gid}",
+            "owner's name": f"{member.uname}:{member.gname}",
+            "device": f"{member.devmajor}:{member.devminor}",
             "time": str(member.mtime),
             "size": str(member.size),
             "link": member.linkname,

@@ -14,6 +14,7 @@ from builder.stacks import Stack
 REPOSITORY = "enginefarm"
 # Settings of BuildKit that change bytes; part of the inputs.
 EXPORT = "oci-mediatypes=true,compression=zstd,compression-level=3,force-compression=true,rewrite-timestamp=true"
+PIP_LOCK = Path("steps", "pip.lock")
 _FORMAT = 1
 # notes for people, and what a lock was made from, change no image
 _IGNORED = (".md", ".in")
@@ -43,6 +44,7 @@ def image_inputs(stack: Stack, bases: Bases, base_digest: str, omit: tuple[str, 
     document = {
         "format": _FORMAT,
         "files": files,
+        "pip": sha256_file(folder.parent / PIP_LOCK),
         "lock": stack.lock_path.name,
         "omit": list(omit),
         "base": base_digest,

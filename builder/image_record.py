@@ -30,7 +30,7 @@ class LayerSize(BaseModel):
 
 
 class ImageRecord(BaseModel):
-    """An image. `digest` is that of its manifest; `checked` what check.py found inside."""
+    """An image. `digest` is that of its manifest; `checked` what check.py found inside; `omit` what was left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,6 +47,7 @@ class ImageRecord(BaseModel):
     layers: list[LayerSize]
     wheels: dict[str, str]
     checked: dict[str, Any]
+    omit: list[str] = []
 
     @property
     def compressed_bytes(self) -> int:
@@ -74,8 +75,8 @@ def touch_record(home: Home, record: ImageRecord) -> None:
 
 
 def records(home: Home) -> Iterator[tuple[Path, ImageRecord]]:
-    """Yield all records with their files."""
-    for path in sorted(home.images.glob("*.json")):
+    """Yield all records with their files, the one used last first."""
+    for path in sorted(home.images.glob("*.json"), key=_stamp, reverse=True):
         record = _read(path)
         if record is not None:
             yield path, record
@@ -85,7 +86,7 @@ def newest_fitting(stack: Stack, bases: Bases, found: list[ImageRecord]) -> Imag
     """Return the record that fits the stack's files now, whichever base it was built on; Docker is not asked."""
     for record in found:
         same = (record.stack, record.variant) == (stack.name, stack.variant)
-        if same and image_inputs(stack, bases, record.base).sha256 == record.inputs:
+        if same and image_inputs(stack, bases, record.base, tuple(record.omit)).sha256 == record.inputs:
             return record
     return None
 
@@ -97,6 +98,13 @@ def layer_sizes(layout: ImageLayout) -> list[LayerSize]:
         LayerSize(made_by=_short(step), digest=digest, size=size)
         for step, (digest, _, size, _) in zip(steps, layout.layers(), strict=True)
     ]
+
+
+def _stamp(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _short(step: str) -> str:

@@ -22,7 +22,7 @@ from builder.docker_engine import DockerEngine, docker_errors
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, StepAdvanced, StepFinished, StepStarted
 from builder.fetch import Fetcher
-from builder.image_inputs import EXPORT, ImageInputs, image_inputs
+from builder.image_inputs import EXPORT, PIP_LOCK, ImageInputs, image_inputs
 from builder.image_layout import ImageLayout
 from builder.image_record import ImageRecord, find_record, layer_sizes, save_record, touch_record
 from builder.locks import named_lock
@@ -33,7 +33,6 @@ from builder.standin import BASE_LABEL
 from builder.wheels import Index, Wheel, fetch_wheels, find_wheels
 from builder.workspace import Workspace
 
-_PIP_LOCK = "pip.lock"
 _BUILD_TIMEOUT_S = 3600.0
 _CHECK = ["python3", "/opt/enginefarm/check.py"]
 # beside the installed packages: the wheels, the exported layers, the archive that is loaded, Docker's two copies
@@ -169,7 +168,7 @@ class ImageBuilder:
         )
 
     def _pip(self) -> Requirement:
-        lock = (self.project.images / "steps" / _PIP_LOCK).read_text(encoding="utf-8").split()
+        lock = (self.project.images / PIP_LOCK).read_text(encoding="utf-8").split()
         return Requirement(pin=lock[0], marker=None, hashes=(lock[1].removeprefix("--hash=sha256:"),))
 
     def _check_disk(self, stack: Stack) -> None:
@@ -226,6 +225,7 @@ class ImageBuilder:
             layers=layer_sizes(layout),
             wheels={wheel.name: wheel.sha256 for wheel in parts.wheels},
             checked=checked,
+            omit=list(parts.inputs.omit),
         )
         save_record(self.home, record)
         return record

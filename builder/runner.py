@@ -71,8 +71,8 @@ def run(  # the parts of a run
     """Execute all jobs of a plan, in plan order of outcomes. A failed job does not stop the others.
 
     Raises:
-        EnginefarmError: what stands against starting at all: GPU_NEEDED, DISK_FULL, PYTHON_MISSING, ENVIRONMENT_MISSING,
-            STORE_READ_ONLY, STORE_FOREIGN.
+        EnginefarmError: what stands against starting at all: GPU_NEEDED, OPTION_UNSUPPORTED, DISK_FULL, PYTHON_MISSING,
+            ENVIRONMENT_MISSING, IMAGE_MISSING, DOCKER_UNAVAILABLE, STORE_READ_ONLY, STORE_FOREIGN.
 
     """
     execution = Execution(

@@ -178,6 +178,9 @@ class Stack:
             fix = f"its locks: {', '.join(known) or 'the one it always takes'}"
             raise EnginefarmError(Reason.STACK_UNKNOWN, f"stack {self.name} has no lock {variant!r}", fix=fix)
         other = known[variant]
+        path = self.folder / other.file
+        if not path.is_file():
+            raise EnginefarmError(Reason.STACK_INVALID, f"{other.file} is missing", where=str(self.folder))
         image = self.spec.image.model_copy(update={"base": other.base, "budget_mib": other.budget_mib})
         changes = {
             "python": other.python,
@@ -189,7 +192,7 @@ class Stack:
         return Stack(
             folder=self.folder,
             spec=self.spec.model_copy(update=changes),
-            lock=(self.folder / other.file).read_text(encoding="utf-8"),
+            lock=path.read_text(encoding="utf-8"),
             variant=variant,
         )
 

@@ -189,7 +189,8 @@ class Store:
             EnginefarmError: as `orphans`, STORE_READ_ONLY.
 
         """
-        if not self._blobs.is_dir():
+        # a lost index is no sign that nothing is needed
+        if not self._blobs.is_dir() or not (self.root / "index.json").is_file():
             return 0
         freed, limit = 0, time.time() - unused_s
         with self._index.locked(), durable.writing(str(self._blobs)):

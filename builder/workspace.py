@@ -81,7 +81,7 @@ class Workspace:
 
 
 def _sweep(work: Path) -> None:
-    for folder in work.glob(f"{_RUN}*"):
+    for folder in work.glob(f"{_RUN}*/"):
         try:
             with FileLock(folder / LOCK, timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)

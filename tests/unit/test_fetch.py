@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import ssl
 import threading
 import urllib.error
 import urllib.request
@@ -179,6 +180,14 @@ def test_goes_on_where_it_broke_off(fetcher: Fetcher, home: Home, server: Server
     assert server.ranges == [None, f"bytes={at}-"]
     assert heard == sorted(heard)
     assert heard[-1] == (4096, 4096)
+
+
+@pytest.mark.parametrize(
+    "trouble", [ssl.SSLEOFError(8, "EOF"), OSError(errno.EHOSTUNREACH, "no route"), OSError(errno.EACCES, "refused")]
+)
+def test_trouble_of_any_number_while_reading(fetcher: Fetcher, home: Home, server: Server, trouble: Exception) -> None:
+    server.answers = [Response(CONTENT, breaks_at=1500, ends=trouble), rest]
+    assert fetcher.url(URL, SHA256).read_bytes() == CONTENT
 
 
 def test_connection_that_ends_early_without_a_word(fetcher: Fetcher, home: Home, server: Server) -> None:

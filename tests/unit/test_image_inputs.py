@@ -34,6 +34,8 @@ def folder(tmp_path: Path) -> Path:
     """Make a stack's folder."""
     folder = tmp_path / "images" / "export"
     folder.mkdir(parents=True)
+    (folder.parent / "steps").mkdir(exist_ok=True)
+    (folder.parent / "steps" / "pip.lock").write_text("pip==1 --hash=sha256:00\n", encoding="utf-8")
     for name, text in FILES.items():
         (folder / name).write_text(text, encoding="utf-8")
     return folder
@@ -121,8 +123,14 @@ def test_notes_do_not_count(folder: Path, name: str) -> None:
 
 
 def test_place_and_times_do_not_count(folder: Path, tmp_path: Path) -> None:
-    moved = shutil.copytree(folder, tmp_path / "other checkout" / "elsewhere", copy_function=shutil.copyfile)
-    assert inputs(moved).sha256 == inputs(folder).sha256
+    shutil.copytree(folder.parent, tmp_path / "other checkout", copy_function=shutil.copyfile)
+    assert inputs(tmp_path / "other checkout" / folder.name).sha256 == inputs(folder).sha256
+
+
+def test_pip_that_installs_counts(folder: Path) -> None:
+    before = inputs(folder).sha256
+    (folder.parent / "steps" / "pip.lock").write_text("pip==2 --hash=sha256:00\n", encoding="utf-8")
+    assert inputs(folder).sha256 != before
 
 
 def test_build_sees_files_in_order(folder: Path) -> None:

@@ -42,6 +42,8 @@ def stack(tmp_path: Path) -> Stack:
     """Make a stack with a folder."""
     folder = tmp_path / "images" / "export"
     folder.mkdir(parents=True)
+    (folder.parent / "steps").mkdir(exist_ok=True)
+    (folder.parent / "steps" / "pip.lock").write_text("pip==1 --hash=sha256:00\n", encoding="utf-8")
     (folder / "Dockerfile").write_text("FROM x\n", encoding="utf-8")
     return Stack(folder=folder, spec=export_stack().spec, lock="")
 
