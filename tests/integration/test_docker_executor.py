@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -236,6 +239,7 @@ def test_an_image_that_is_not_there(box: Callable[..., Box], monkeypatch: pytest
 
 KILLED_FARM = """
 import sys, threading
+from contextlib import suppress
 from pathlib import Path
 from tests.integration.test_docker_executor import Box, HANGS
 import pytest
@@ -268,3 +272,121 @@ def test_the_engines_are_those_of_the_local_executor(farm: Farm, rtx_image: Imag
     again = farm.run("reproduce", inside[0]["job"], "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["level"] == "bitwise"
+
+
+class Proxy:
+    """A Docker socket that can go away and come back, with the real one behind it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open: list[socket.socket] = []
+        self._listen()
+
+    def _listen(self) -> None:
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(self._path))
+        self._server.listen(50)
+        threading.Thread(target=self._accept, args=[self._server], daemon=True).start()
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            engine = socket.socket(socket.AF_UNIX)
+            engine.connect("/var/run/docker.sock")
+            self._open += [client, engine]
+            for source, target in ((client, engine), (engine, client)):
+                threading.Thread(target=self._copy, args=[source, target], daemon=True).start()
+
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        """Go away, as an engine that is stopped."""
+        self._path.unlink()
+        # wakes the thread that waits in accept()
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        self._open.clear()
+
+    def restart(self, away_s: float) -> None:
+        """Go away and come back."""
+        self.close()
+        time.sleep(away_s)
+        self._listen()
+
+
+TAKES_A_WHILE = """
+import time
+from .protocol import Outcome
+def run(job):
+    time.sleep(3)
+    return Outcome({}, {"done": True})
+"""
+
+
+@pytest.fixture
+def proxy(tmp_path: Path, rtx_image: ImageRecord, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Put a proxy before the engine, for executors that are made from now on."""
+    path = tmp_path / "docker.sock"
+    made = Proxy(path)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    yield made
+    monkeypatch.undo()
+    made.close()
+    # what the library leaves open of a lost engine is warned of in this test, and not in whichever is next
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_engine_that_restarts_in_the_middle(proxy: Proxy, box: Callable[..., Box]) -> None:
+    one = box(TAKES_A_WHILE)
+
+    def cut() -> None:
+        _until(lambda: any(container.status == "running" for container in one.containers()))
+        proxy.restart(away_s=1.0)
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    assert one.run().data == {"done": True}
+    cutting.join()
+    notes = [event.text for event in one.events if isinstance(event, Note)]
+    assert notes == ["the Docker Engine went away during lower; the stage runs again"]
+    # the first container ended with its connection, and waits for the next run to sweep it
+    _until(lambda: all(container.status == "exited" for container in one.containers()))
+    for container in one.containers():
+        container.remove()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_engine_that_stays_away(proxy: Proxy, box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docker_executor, "_BACK_S", 1.0)
+    one = box(TAKES_A_WHILE)
+    observer = DockerEngine()
+    assert one.executor.identified(one.stack)
+
+    def cut() -> None:
+        _until(lambda: any(container.status == "running" for container in one.containers()))
+        one.engine = observer
+        proxy.restart(away_s=5.0)
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    assert one.refuse().reason is Reason.DOCKER_UNAVAILABLE
+    cutting.join()
+    monkeypatch.delenv("DOCKER_HOST")
+    one.engine = DockerEngine()
+    _until(lambda: all(container.status == "exited" for container in one.containers()))
+    for container in one.containers():
+        container.remove()
