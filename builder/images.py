@@ -52,6 +52,21 @@ class ImageSettings:
     mirror: Mirror = field(default_factory=Mirror)
 
 
+def settings_of(environ: Mapping[str, str]) -> ImageSettings:
+    """Read ENGINEFARM_BASE and ENGINEFARM_BASE_REGISTRY; pip and requests read their own variables.
+
+    Raises:
+        EnginefarmError: BASE_UNAVAILABLE for a base that is no choice.
+
+    """
+    named = environ.get("ENGINEFARM_BASE") or Choice.AUTO.value
+    if named not in [choice.value for choice in Choice]:
+        choices = ", ".join(choice.value for choice in Choice)
+        raise EnginefarmError(Reason.BASE_UNAVAILABLE, f"ENGINEFARM_BASE is {named!r}", fix=f"choices: {choices}")
+    mirror = Mirror(registry=environ.get("ENGINEFARM_BASE_REGISTRY") or None)
+    return ImageSettings(base=Choice(named), mirror=mirror)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageParts:
     """All that goes into a build."""
@@ -274,6 +289,10 @@ def _build_failure(stack: Stack, log: Path) -> EnginefarmError:
         return EnginefarmError(Reason.DISK_FULL, f"the disk filled up while building image {stack.name}", why=tail)
     if "cannot connect to the docker daemon" in tail.lower():
         return EnginefarmError(Reason.DOCKER_UNAVAILABLE, "no Docker Engine answers (building)", why=tail)
+    if "exec format error" in tail.lower():
+        what = f"this machine cannot run {stack.spec.platform}, for which image {stack.name} is"
+        fix = "build it on such a machine, or install qemu-user-static, which emulates one"
+        return EnginefarmError(Reason.TOOL_MISSING, what, why=tail, fix=fix)
     if "is not a docker command" in tail or "unknown flag" in tail:
         fix = "install the plugin docker-buildx, 0.13 or newer"
         return EnginefarmError(Reason.TOOL_MISSING, "docker buildx is missing or too old", why=tail, fix=fix)

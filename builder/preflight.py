@@ -50,6 +50,7 @@ def check_disk(needed: int, free: int, folder: Path) -> None:
     missing = needed - free
     raise EnginefarmError(
         Reason.DISK_FULL,
-        f"the jobs need about {needed} bytes in {folder}, {free} are free: {missing} bytes are missing",
-        fix=f"free {missing / MIB:.0f} MiB, build fewer jobs at once, or set ENGINEFARM_HOME to a larger disk",
+        f"this needs about {needed} bytes in {folder}, {free} are free: {missing} bytes are missing",
+        fix=f"free {missing / MIB:.0f} MiB (`enginefarm gc --keep-days 7 --dry-run` lists what the farm could give), "
+        "ask for less at once, or set ENGINEFARM_HOME to a larger disk",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from builder.errors import EnginefarmError, ExitCode, Reason
 from builder.image_push import push_image
 from builder.image_record import newest_fitting, records
 from builder.image_reproduce import reproduce_image
-from builder.images import ImageBuilder, ImageSettings
+from builder.images import ImageBuilder, ImageSettings, settings_of
 from builder.preflight import MIB
 from builder.project import Project, find_home
 from builder.report.images import built_lines, listed_json, listed_lines, record_json
@@ -56,6 +57,7 @@ def sources(command: F) -> F:
             type=click.Choice([choice.value for choice in Choice]),
             default=Choice.AUTO.value,
             show_default=True,
+            envvar="ENGINEFARM_BASE",
             help="Base by digest, or one made from the distribution's packages.",
         ),
     ):
@@ -102,10 +104,10 @@ def with_builder(
     project: Project,
     name: str,
     variant: str | None,
-    where: dict[str, Any],
+    where: dict[str, Any] | None,
     action: Callable[[ImageBuilder, Stack], T],
 ) -> T:
-    """Open console and builder, and let the action work with them."""
+    """Open console and builder, and let the action work with them. Without `where` the environment says."""
     home, err, cancel = find_home(), options.stderr(), threading.Event()
     stack, console = find_stack(project, name, variant), open_console(err, {})
     with stop_on_signals(cancel, console.stopping, err), console:
@@ -116,7 +118,7 @@ def with_builder(
             engine=DockerEngine(),
             listen=console.listen,
             cancel=cancel,
-            settings=settings(**where),
+            settings=settings(**where) if where is not None else settings_of(os.environ),
         )
         return action(builder, stack)
 
@@ -182,8 +184,7 @@ def size(*, name: str, variant: str | None, check: bool, as_json: bool, folder: 
     The exit code of --check is 4 when it is above the budget in stack.toml.
     """
     project = options.locate_project(folder)
-    where = {"base": Choice.AUTO.value, "base_registry": None, "index_url": None, "ca_file": None}
-    record, stack = with_builder(project, name, variant, where, lambda builder, stack: (builder.find(stack), stack))
+    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.find(stack), stack))
     if record is None:
         raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {name} is not built")
     if as_json:
@@ -205,8 +206,7 @@ def size(*, name: str, variant: str | None, check: bool, as_json: bool, folder: 
 def sbom(*, name: str, variant: str | None, provenance: bool, folder: Path | None) -> int:
     """Print what is in an image, as CycloneDX JSON; or its SLSA provenance."""
     project = options.locate_project(folder)
-    where = {"base": Choice.AUTO.value, "base_registry": None, "index_url": None, "ca_file": None}
-    record, stack = with_builder(project, name, variant, where, lambda builder, stack: (builder.find(stack), stack))
+    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.find(stack), stack))
     if record is None:
         raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {name} is not built")
     bases = load_bases(project.images)
@@ -228,9 +228,8 @@ def push(*, name: str, variant: str | None, target: str, as_json: bool, folder: 
     The stack's name is added to the repository; the tag is that of the inputs. Docker's own log-in is used.
     """
     project = options.locate_project(folder)
-    where = {"base": Choice.AUTO.value, "base_registry": None, "index_url": None, "ca_file": None}
     pushed = with_builder(
-        project, name, variant, where, lambda builder, stack: push_image(builder, stack, f"{target.rstrip('/')}/{name}")
+        project, name, variant, None, lambda builder, stack: push_image(builder, stack, f"{target.rstrip('/')}/{name}")
     )
     if as_json:
         options.print_json(asdict(pushed))

@@ -19,7 +19,7 @@ from builder.events import Note
 from builder.executors.context import ExecutorContext
 from builder.executors.processors import Processors
 from builder.image_record import ImageRecord
-from builder.images import ImageBuilder
+from builder.images import ImageBuilder, settings_of
 from builder.key import Runtime
 from builder.process import Outcome
 from builder.stacks import Stack
@@ -54,6 +54,7 @@ class DockerExecutor:
             engine=self._engine,
             listen=context.listen,
             cancel=context.cancel,
+            settings=settings_of(os.environ),
         )
 
     def identified(self, stack: Stack) -> bool:
