@@ -109,7 +109,7 @@ class BaseImages:
         part = Path(tempfile.mkdtemp(prefix=".standin-", dir=self.home.bases))
         try:
             epoch, drop = self.bases.source_date_epoch, self.bases.drop
-            make_standin(base.standin, platform, part, epoch, drop, log, self.cancel)
+            make_standin(base.standin, platform, part, epoch, drop, self.home.root / "tools", log, self.cancel)
             shutil.rmtree(folder, ignore_errors=True)
             part.chmod(0o755)
             part.rename(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,37 +14,38 @@ from builder import process
 from builder.bases import Standin
 from builder.errors import EnginefarmError, Reason
 from builder.image_layout import ImageLayout, write_single_layer
+from builder.standin_tool import NAME, find_tool
 
 BASE_LABEL = "org.enginefarm.base"
 STANDIN = "stand-in"
-_TOOL = "mmdebstrap"
 _MACHINES = {"linux/amd64": "amd64", "linux/arm64": "arm64"}
 _TIMEOUT_S = 1800.0
 
 
-def make_standin(  # all that the result depends on
+def make_standin(  # noqa: PLR0913, PLR0917  # all that the result depends on
     standin: Standin,
     platform: str,
     folder: Path,
     epoch: int,
     drop: Sequence[str],
+    tools: Path,
     log: Path,
     cancel: threading.Event,
 ) -> ImageLayout:
     """Make a base image in an empty folder. Equal inputs and an equal package archive give equal bytes.
 
+    `tools`: where programs that are not installed are kept.
+
     Raises:
         EnginefarmError: TOOL_MISSING, BASE_UNAVAILABLE with the tool's last words, DISK_FULL, INTERRUPTED.
 
     """
-    if shutil.which(_TOOL) is None:
-        what = f"a stand-in base needs {_TOOL}, which is not installed"
-        raise EnginefarmError(Reason.TOOL_MISSING, what, fix=f"apt-get install {_TOOL}")
+    tool = find_tool(tools, log, cancel)
     folder.mkdir(parents=True, exist_ok=True)
     raw, layer = folder / "raw.tar", folder / "layer.tar"
-    argv = [_TOOL, f"--variant={standin.variant}", f"--architectures={_MACHINES[platform]}"]
+    argv = [tool.program, f"--variant={standin.variant}", f"--architectures={_MACHINES[platform]}"]
     argv += [f"--include={package}" for package in standin.include]
-    argv += [f"--hook-dir=/usr/share/mmdebstrap/hooks/{hook}" for hook in standin.hooks]
+    argv += [f"--hook-dir={tool.hooks / hook}" for hook in standin.hooks]
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
     outcome = process.run(
         [*argv, standin.suite, str(raw)], cwd=folder, env=env, log=log, timeout_s=_TIMEOUT_S, cancel=cancel
@@ -56,7 +56,7 @@ def make_standin(  # all that the result depends on
         tail = process.tail(log)
         if "No space left" in tail:
             raise EnginefarmError(Reason.DISK_FULL, "the disk filled up while making a stand-in base", why=tail)
-        raise EnginefarmError(Reason.BASE_UNAVAILABLE, f"{_TOOL} could not make a base", where=str(log), why=tail)
+        raise EnginefarmError(Reason.BASE_UNAVAILABLE, f"{NAME} could not make a base", where=str(log), why=tail)
     _clean(raw, layer, epoch, drop)
     raw.unlink()
     created = datetime.fromtimestamp(epoch, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")

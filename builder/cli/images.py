@@ -156,7 +156,7 @@ def build(
 @options.as_json
 @options.project
 def reproduce(*, name: str, variant: str | None, as_json: bool, folder: Path | None, **where: Any) -> int:
-    """Build the image of a stack twice and compare the digests.
+    """Build an image twice and compare.
 
     Both builds are made without a cache, the second one at another place and time. The exit code is 8 when they differ;
     the first layer and file that differ are named.
@@ -204,7 +204,10 @@ def size(*, name: str, variant: str | None, check: bool, as_json: bool, folder: 
 @click.option("--provenance", is_flag=True, help="Print how the image was built instead of what is in it.")
 @options.project
 def sbom(*, name: str, variant: str | None, provenance: bool, folder: Path | None) -> int:
-    """Print what is in an image, as CycloneDX JSON; or its SLSA provenance."""
+    """Print the bill of materials.
+
+    As CycloneDX JSON; or its SLSA provenance.
+    """
     project = options.locate_project(folder)
     record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.find(stack), stack))
     if record is None:
@@ -223,9 +226,10 @@ def sbom(*, name: str, variant: str | None, provenance: bool, folder: Path | Non
 @options.as_json
 @options.project
 def push(*, name: str, variant: str | None, target: str, as_json: bool, folder: Path | None) -> int:
-    """Push the image of a stack, with its bill of materials and provenance beside it.
+    """Push an image to a registry.
 
-    The stack's name is added to the repository; the tag is that of the inputs. Docker's own log-in is used.
+    Its bill of materials and provenance go beside it. The stack's name is added to the repository; the tag is that of
+    the inputs. Docker's own log-in is used.
     """
     project = options.locate_project(folder)
     pushed = with_builder(
@@ -247,9 +251,9 @@ def push(*, name: str, variant: str | None, target: str, as_json: bool, folder: 
 @click.argument("name", metavar="BASE", required=False)
 @options.project
 def bootstrap_base(*, name: str | None, folder: Path | None) -> int:
-    """Make stand-ins for base images from the distribution's packages.
+    """Make stand-ins for base images.
 
-    Without BASE: for all of images/bases.toml that have one. Needs mmdebstrap.
+    They are made from the distribution's packages. Without BASE: for all of images/bases.toml that have one.
     """
     project, home, err, cancel = options.locate_project(folder), find_home(), options.stderr(), threading.Event()
     bases, console = load_bases(project.images), open_console(err, {})
@@ -271,7 +275,10 @@ def bootstrap_base(*, name: str | None, folder: Path | None) -> int:
 @options.as_json
 @options.project
 def ls(*, since: str | None, as_json: bool, folder: Path | None) -> int:
-    """List the stacks with their images: base, size, budget, and whether all pins are confirmed."""
+    """List stacks and their images.
+
+    Base, size, budget, and whether all pins are confirmed.
+    """
     project, home = options.locate_project(folder), find_home()
     here = [record for _, record in records(home)]
     stacks = load_stacks(project.images)

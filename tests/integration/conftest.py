@@ -56,8 +56,6 @@ def docker_engine() -> Iterator[DockerEngine]:
 def rtx_image(docker_engine: DockerEngine) -> ImageRecord:
     """The image with TensorRT-RTX."""
     assert docker_engine.info().version
-    if shutil.which("mmdebstrap") is None:
-        pytest.skip("needs mmdebstrap: apt-get install mmdebstrap")
     return build_image("trtrtx1.7-cuda13")
 
 
