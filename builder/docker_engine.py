@@ -81,6 +81,19 @@ class DockerEngine:
         with docker_errors("listing containers"):
             return list(self.client.containers.list(all=True, filters={"label": label}, ignore_removed=True))
 
+    def await_end(self, container: Container, within_s: float) -> tuple[int | None, str]:
+        """Wait for a container; return its exit code, null if it still runs, and what it said."""
+        try:
+            code: int | None = int(container.wait(timeout=within_s)["StatusCode"])
+        except requests.exceptions.ReadTimeout:
+            code = None
+        except requests.exceptions.ConnectionError as error:
+            # the library's other word for the same
+            if "Read timed out" not in str(error):
+                raise
+            code = None
+        return code, container.logs().decode(errors="replace")
+
     def remove(self, container: Container) -> None:
         """Remove a container, running or not; one that is gone is no failure."""
         with docker_errors("removing a container"):

@@ -34,7 +34,9 @@ from builder.wheels import Index, Wheel, fetch_wheels, find_wheels
 from builder.workspace import Workspace
 
 _BUILD_TIMEOUT_S = 3600.0
-_CHECK = ["python3", "/opt/enginefarm/check.py"]
+# below a shell: the first process of a container does not die of its own crashes
+_CHECK = ["sh", "-c", "python3 /opt/enginefarm/check.py; exit $?"]
+_CHECK_TIMEOUT_S = 300.0
 # beside the installed packages: the wheels, the exported layers, the archive that is loaded, Docker's two copies
 _DISK_FACTOR = 3
 
@@ -211,10 +213,12 @@ class ImageBuilder:
             )
             try:
                 container.start()
-                code = int(container.wait(timeout=300)["StatusCode"])
-                said = container.logs().decode(errors="replace")
+                code, said = self.engine.await_end(container, _CHECK_TIMEOUT_S)
             finally:
                 self.engine.remove(container)
+        if code is None:
+            what = f"the check of {tag} was still running after {_CHECK_TIMEOUT_S:.0f} s"
+            raise EnginefarmError(Reason.IMAGE_INVALID, what, why=said or None)
         try:
             document: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
         except (ValueError, IndexError) as error:

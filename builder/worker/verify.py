@@ -192,6 +192,8 @@ def _named(path: str) -> onnx.ModelProto | str:
 
 def session(model: onnx.ModelProto | str, threads: int | None = None) -> ort.InferenceSession:
     """Open a model on the CPU; without a number of threads, with one per processor."""
+    # nobody asked for a report to its makers
+    ort.disable_telemetry_events()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
