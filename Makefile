@@ -1,17 +1,21 @@
 PYTHON ?= python3
 TARGET ?= ampere
+STACK ?= trtrtx1.7-cuda13
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build-engines plan test test-integration lint format locks bench schema clean
+.PHONY: help setup build-engines image plan test test-integration lint format locks bench schema clean
 
 help:  ## print this list
 	@awk -F ':.*## +' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build-engines: $(VENV)/.ready  ## set up and build the engines of TARGET (ampere); more options in ARGS
 	@$(BIN)/enginefarm build --target $(TARGET) $(ARGS)
+
+image: $(VENV)/.ready  ## set up and build the image of STACK (trtrtx1.7-cuda13)
+	@$(BIN)/enginefarm images build $(STACK) $(ARGS)
 
 plan: $(VENV)/.ready  ## set up and print the jobs of TARGET
 	@$(BIN)/enginefarm plan --target $(TARGET) $(ARGS)

@@ -39,6 +39,8 @@ class Runtime:
     stack: Stack
     python: str
     image: str | None = None
+    # told in manifests; the image's digest covers it
+    image_base: str | None = None
 
     def as_document(self) -> dict[str, Any]:
         """Return the part of a key document that names the software."""

@@ -58,6 +58,9 @@ class StackPart(Part):
     lock_sha256: Sha256 = Field(description="SHA-256 of the hash-locked requirements.")
     packages: list[str] = Field(description="name==version of every package.")
     image: str | None = Field(description="Digest of the image, null without a container.")
+    image_base: str | None = Field(
+        default=None, description="Digest of the image's base, with `stand-in` before it where it is one; null without."
+    )
     confirmed: bool = Field(description="False where a pin of the stack rests on a single source.")
 
 

@@ -110,6 +110,7 @@ def _stack(runtime: Runtime) -> StackPart:
         lock_sha256=runtime.stack.lock_sha256,
         packages=list(runtime.stack.packages(runtime.python)),
         image=runtime.image,
+        image_base=runtime.image_base,
         confirmed=spec.confirmed,
     )
 

@@ -41,7 +41,8 @@ from builder.targets import load_targets
 @click.option("--skip-verify", is_flag=True, help="Build without checking the numbers; the manifest says so.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0, show_default=True,
               metavar="SECONDS", help="Limit for each stage.")  # fmt: skip
-@click.option("--keep-work", is_flag=True, help="Keep the folders of all stages.")
+@click.option("--keep", "--keep-work", "keep_work", is_flag=True,
+              help="Keep the folders of all stages, and containers that failed.")  # fmt: skip
 @click.option("--job", "ids", multiple=True, metavar="GLOB", help="Only the jobs with such ids; repeatable.")
 @click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
               envvar="ENGINEFARM_EXECUTOR", help="What runs the stages; auto: docker where one answers.")  # fmt: skip

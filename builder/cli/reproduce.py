@@ -20,7 +20,8 @@ from builder.runner import Settings
 @click.command("reproduce")
 @click.argument("job")
 @click.option("--no-install", is_flag=True, help="Refuse instead of installing a stack's packages.")
-@click.option("--keep-work", is_flag=True, help="Keep the folders of all stages.")
+@click.option("--keep", "--keep-work", "keep_work", is_flag=True,
+              help="Keep the folders of all stages, and containers that failed.")  # fmt: skip
 @options.as_json
 @options.project
 def command(*, job: str, no_install: bool, keep_work: bool, as_json: bool, folder: Path | None) -> int:

@@ -24,6 +24,7 @@ from builder.key import Runtime
 from builder.process import Outcome
 from builder.stacks import Stack
 from builder.stage import StageRequest, StageResult, collect, lay_out
+from builder.standin import STANDIN
 from builder.worker.addresses import ENVIRONMENT
 from builder.worker_source import WORKER
 
@@ -71,7 +72,8 @@ class DockerExecutor:
         record = self._find(stack)
         if record is None:
             raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {stack.name} is not built")
-        return Runtime(stack=stack, python=record.python, image=record.digest)
+        base = f"{STANDIN} {record.base}" if record.standin else record.base
+        return Runtime(stack=stack, python=record.python, image=record.digest, image_base=base)
 
     def ready(self, stack: Stack) -> bool:
         """Say whether the image is here."""

@@ -268,6 +268,9 @@ def test_the_engines_are_those_of_the_local_executor(farm: Farm, rtx_image: Imag
     assert [job["status"] for job in inside] == ["built", "built"]
     assert {job["engine"]["image"] for job in inside} == {rtx_image.digest}
     assert {job["engine"]["image"] for job in outside} == {None}
+    shown = json.loads(farm.run("show", inside[0]["job"], "--json").stdout)
+    said = shown["stack"]["image_base"]
+    assert said == (f"stand-in {rtx_image.base}" if rtx_image.standin else rtx_image.base)
     assert [job["status"] for job in farm.build("--executor", "docker")] == ["reused", "reused"]
     again = farm.run("reproduce", inside[0]["job"], "--json")
     assert again.returncode == 0, again.stderr
