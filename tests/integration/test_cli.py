@@ -25,7 +25,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
     """Keep the user's store out of it; no colour, no workflow."""
     dropped = {"CI", "FORCE_COLOR", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "ENGINEFARM_PROJECT", "COLUMNS"}
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    return {**kept, "ENGINEFARM_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    return {**kept, "ENGINEFARM_EXECUTOR": "local", "ENGINEFARM_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
 
 
 def enginefarm(*arguments: str, environ: Mapping[str, str], folder: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -221,13 +221,12 @@ def _push(layout: ImageLayout, repository: str, folder: Path) -> None:
 
 def test_gc_keeps_within_its_budget_and_leaves_others_alone(toys: Farm, docker_engine: DockerEngine) -> None:
     home = toys.home
-    for name in ("images", "bases"):
+    for shared in ("envs", "fetch", "bases", "images"):
         # a home of its own: what is shared must stay
-        (home / name).unlink()
+        (home / shared).unlink()
     foreign = docker_engine.client.images.get(build_image("trtrtx1.7-cuda13").tag)
     foreign.tag("somebody-elses", "latest")
     container = docker_engine.client.containers.create("somebody-elses:latest", "true", network_mode="none")
-    (home / "fetch").unlink()
     (home / "notes.txt").write_text("mine", encoding="utf-8")
     budget = 600 << 20
     prune = toys.project / "images" / "toy" / "prune.txt"
