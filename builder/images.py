@@ -119,6 +119,7 @@ class ImageBuilder:
             found = self.find(stack)
             if found is not None:
                 return found
+            find_docker()
             self._check_disk(stack)
             with Workspace(self.home, keep=False) as workspace:
                 parts = self.gather(stack)
@@ -270,12 +271,31 @@ class ImageBuilder:
             self.listen(StepFinished(subject=subject, step=step, seconds=time.monotonic() - started, ok=ok))
 
 
-def _buildx_arguments(parts: ImageParts, wheels: Path, out: Path, *, cache: bool) -> list[str]:
+def find_docker() -> str:
+    """Find the program that builds images.
+
+    Raises:
+        EnginefarmError: TOOL_MISSING.
+
+    """
     docker = shutil.which("docker")
     if docker is None:
-        raise EnginefarmError(Reason.TOOL_MISSING, "the program docker with its plugin buildx is not installed")
+        fix = "install Docker's command line and docker-buildx, 0.13 or newer"
+        raise EnginefarmError(Reason.TOOL_MISSING, "the program docker is not installed", fix=fix)
+    return docker
+
+
+def _buildx_arguments(parts: ImageParts, wheels: Path, out: Path, *, cache: bool) -> list[str]:
     stack, base = parts.inputs.stack, parts.base
-    argv = [docker, "buildx", "build", "--progress=plain", "--network=none", "--provenance=false", "--sbom=false"]
+    argv = [
+        find_docker(),
+        "buildx",
+        "build",
+        "--progress=plain",
+        "--network=none",
+        "--provenance=false",
+        "--sbom=false",
+    ]
     argv += [] if cache else ["--no-cache"]
     argv += [f"--platform={stack.spec.platform}", f"--build-arg=LOCK={stack.lock_path.name}"]
     argv += [f"--build-arg=OMIT={' '.join(parts.inputs.omit)}"] if parts.inputs.omit else []
