@@ -16,7 +16,7 @@ from builder.project import Home
 from builder.store import Store
 from builder.workspace import LOCK, STARTED
 
-STORE_KINDS = {"engine": "engine", "onnx": "ONNX model"}
+STORE_KINDS = {"engine": "engine", "onnx": "ONNX model", "timing-cache": "timing cache"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"[0-9a-f]{64}\.part")
 _BASE = re.compile(r"(sha256-[0-9a-f]{64}-.+|standin-.+)")

@@ -19,7 +19,7 @@ from builder.doctor_checks import (
     docker_disk_check,
     docker_info,
     gpu_check,
-    parse_gpus,
+    gpu_memory_check,
     runtime_check,
     stack_check,
 )
@@ -78,18 +78,19 @@ def examine(facts: Facts, stacks: Sequence[Ready], home: Home) -> list[Check]:
     lowest = tomllib.loads(path.read_text(encoding="utf-8"))
     here = [ready for ready in stacks if ready.stack.spec.platform == facts.platform]
     builders = build_stacks({ready.stack.name: ready.stack for ready in here})
-    gpus = parse_gpus(facts.nvidia_smi)
+    gpus, memory = facts.gpus.visible, gpu_memory_check(facts.gpus)
     docker = docker_info(facts.docker)
     return [
         *(python_check(ready) for ready in here),
         disk_check(home, facts.home_free_bytes, here),
         *network_checks(facts, needed=not all(ready.installed for ready in here)),
         clock_check(facts),
-        gpu_check(facts.nvidia_smi, gpus),
+        gpu_check(facts.gpus),
+        *([memory] if memory is not None else []),
         *(stack_check(stack, gpus, lowest["cuda"]) for stack in builders.values()),
         docker_check(facts.docker, docker, lowest["docker"]["engine"]),
         buildx_check(facts.buildx, lowest["docker"]["buildx"]),
-        runtime_check(docker, toolkit=facts.nvidia_toolkit, cdi=facts.cdi, gpu=bool(gpus)),
+        runtime_check(docker, toolkit=facts.nvidia_toolkit, cdi=facts.cdi, gpu=bool(facts.gpus.found)),
         *_docker_disk(docker or {}, lowest["docker"]["free_gib"]),
     ]
 

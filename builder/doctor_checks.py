@@ -11,7 +11,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from builder.doctor_facts import Ran
+from builder.doctor_facts import Gpus, Ran
+from builder.gpu import Gpu
 from builder.known_failures import load_catalogue, recognise
 from builder.stacks import Stack
 from builder.targets import sm_number
@@ -45,18 +46,6 @@ class Check:
     def as_json(self) -> dict[str, str]:
         """Return the check as plain data."""
         return {**asdict(self), "status": self.status.value}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gpu:
-    """A GPU as nvidia-smi names it. `sm` is its compute capability, such as "8.9"; `memory` is in MiB."""
-
-    index: str
-    uuid: str
-    name: str
-    sm: str
-    driver: str
-    memory: str
 
 
 def docker_info(ran: Ran | None) -> dict[str, Any] | None:
@@ -136,31 +125,36 @@ def docker_disk_check(folder: Path, free: int, needed_gib: int) -> Check:
     return Check(name="disk:docker", status=Verdict.WARN, found=found, means=means, fix=fix)
 
 
-def parse_gpus(ran: Ran | None) -> tuple[Gpu, ...]:
-    """Read nvidia-smi's table; what is no line of it is passed over."""
-    if ran is None or ran.exit_code != 0:
-        return ()
-    rows = [[cell.strip() for cell in line.split(",")] for line in ran.output.splitlines()]
-    return tuple(
-        Gpu(index=row[0], uuid=row[1], name=row[2], sm=row[3], driver=row[4], memory=row[5])
-        for row in rows
-        if len(row) == 6 and re.fullmatch(r"\d+\.\d", row[3])
-    )
-
-
-def gpu_check(ran: Ran | None, gpus: Sequence[Gpu]) -> Check:
-    """Name the GPUs and the driver."""
+def gpu_check(gpus: Gpus) -> Check:
+    """Name the GPUs that programs may use, and the driver."""
     means = "Engines cannot be run or timed here. Stacks that need no GPU build all the same."
-    if ran is None:
-        fix = "nothing to do on a machine without an NVIDIA GPU; else install NVIDIA's driver"
-        return Check(name="gpu", status=Verdict.ABSENT, found="no nvidia-smi on PATH", means=means, fix=fix)
-    if not gpus:
-        found = _first_line(ran) or "nvidia-smi names no GPU"
-        fix = _known_fix(found) or "see what `nvidia-smi` says; update the driver, or reboot after an update"
+    if gpus.trouble is not None:
+        found, fix = gpus.trouble.why or gpus.trouble.what, gpus.trouble.fix or ""
         return Check(name="gpu", status=Verdict.WARN, found=found, means=means, fix=fix)
-    named = [f"{gpu.name} (SM {gpu.sm}, {_memory(gpu)})" for gpu in gpus]
-    counted = [f"{named.count(text)} x {text}" if named.count(text) > 1 else text for text in dict.fromkeys(named)]
-    return Check(name="gpu", status=Verdict.OK, found=f"{'; '.join(counted)}; driver {gpus[0].driver}")
+    if not gpus.found and gpus.plugged:
+        found, fix = "a GPU of NVIDIA that no driver drives", "install NVIDIA's driver, or give this container the GPU"
+        return Check(name="gpu", status=Verdict.WARN, found=found, means=means, fix=fix)
+    if not gpus.found:
+        fix = "nothing to do on a machine without an NVIDIA GPU; else install NVIDIA's driver"
+        return Check(name="gpu", status=Verdict.ABSENT, found="no NVIDIA driver, or no GPU", means=means, fix=fix)
+    hidden = f"CUDA_VISIBLE_DEVICES={gpus.asked}"
+    if not gpus.visible:
+        found, fix = f"{_names(gpus.found)}, hidden by {hidden}", "unset CUDA_VISIBLE_DEVICES, or name a GPU in it"
+        return Check(name="gpu", status=Verdict.WARN, found=found, means=means, fix=fix)
+    more = f"; {hidden} hides {_names([one for one in gpus.found if one not in gpus.visible])}"
+    found = f"{_names(gpus.visible)}; driver {gpus.visible[0].driver}"
+    return Check(name="gpu", status=Verdict.OK, found=found if len(gpus.visible) == len(gpus.found) else found + more)
+
+
+def gpu_memory_check(gpus: Gpus) -> Check | None:
+    """Warn where other programs hold most of a GPU's memory."""
+    short = [one for one in gpus.visible if gpus.free.get(one.uuid, one.memory_bytes) < one.memory_bytes / 2]
+    if not short:
+        return None
+    found = "; ".join(f"{one.label}: {_gib(gpus.free[one.uuid])} of {_gib(one.memory_bytes)} GiB free" for one in short)
+    means = "Builds there can run out of memory, and timings are disturbed."
+    fix = "`nvidia-smi` names the programs that hold it"
+    return Check(name="gpu-memory", status=Verdict.WARN, found=found, means=means, fix=fix)
 
 
 def stack_check(stack: Stack, gpus: Sequence[Gpu], lowest_drivers: Mapping[str, str]) -> Check:
@@ -217,8 +211,14 @@ def _first_line(ran: Ran) -> str:
     return next((line.strip() for line in ran.output.splitlines() if line.strip()), "")
 
 
-def _memory(gpu: Gpu) -> str:
-    return f"{int(gpu.memory) / 1024:.0f} GiB" if gpu.memory.isdigit() else "memory not told"
+def _names(gpus: Sequence[Gpu]) -> str:
+    named = [f"{gpu.name} (SM {gpu.sm}, {_gib(gpu.memory_bytes)} GiB)" for gpu in gpus]
+    counts = {text: named.count(text) for text in named}
+    return "; ".join(f"{count} x {text}" if count > 1 else text for text, count in counts.items())
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.0f}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

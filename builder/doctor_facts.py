@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -25,6 +25,8 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from builder import host, process
+from builder.errors import EnginefarmError, Reason
+from builder.gpu import VISIBLE, Gpu, free_memory_bytes, plugged_in, visible_gpus
 from builder.project import Home
 
 T = TypeVar("T")
@@ -37,12 +39,8 @@ _ANSWER_S = 5.0
 _NETWORK_S = 6.0
 _SERVER_TROUBLE = frozenset({500, 502, 503, 504})
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_SILENT = EnginefarmError(Reason.GPU_UNREADABLE, f"NVIDIA's driver does not answer within {_NETWORK_S:.0f} s")
 _CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
-_NVIDIA_SMI = (
-    "nvidia-smi",
-    "--query-gpu=index,uuid,name,compute_cap,driver_version,memory.total",
-    "--format=csv,noheader,nounits",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +69,27 @@ class PipIndex:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gpus:
+    """GPUs, and slices of them, that the driver tells of. `visible`: those that CUDA_VISIBLE_DEVICES, `asked`, leaves.
+
+    `free`: bytes by UUID of the visible ones; `plugged`: the machine has one, driven or not.
+    """
+
+    found: tuple[Gpu, ...] = ()
+    visible: tuple[Gpu, ...] = ()
+    free: Mapping[str, int] = field(default_factory=dict)
+    asked: str | None = None
+    plugged: bool = False
+    trouble: EnginefarmError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What was found. A program that is not installed is None; nothing was asked over the network when offline."""
 
     docker: Ran | None
     buildx: Ran | None
-    nvidia_smi: Ran | None
+    gpus: Gpus
     nvidia_toolkit: bool
     cdi: bool
     index: tuple[Answer, ...]
@@ -88,6 +101,7 @@ class Facts:
 
 
 Run = Callable[[Sequence[str]], "Ran | None"]
+Look = Callable[[Mapping[str, str]], Gpus]
 Ask = Callable[[str, str, "str | None"], Answer]
 
 
@@ -121,14 +135,31 @@ def ask_address(method: str, url: str, certificates: str | None) -> Answer:
         return Answer(address=address, problem=str(getattr(error, "reason", error)) or type(error).__name__)
 
 
-def gather(
-    home: Home, registries: Sequence[str], *, offline: bool, run: Run = run_program, ask: Ask = ask_address
+def look_at_gpus(environ: Mapping[str, str]) -> Gpus:
+    """Ask the driver for all GPUs and for those that programs may use."""
+    try:
+        visible = visible_gpus(environ)
+        free = {one.uuid: free_memory_bytes(one.uuid) for one in visible}
+        found = visible_gpus({})
+    except EnginefarmError as error:
+        return Gpus(plugged=plugged_in(), trouble=error)
+    return Gpus(found=found, visible=visible, free=free, asked=environ.get(VISIBLE), plugged=plugged_in())
+
+
+def gather(  # noqa: PLR0913  # each way of asking can be another in tests
+    home: Home,
+    registries: Sequence[str],
+    *,
+    offline: bool,
+    run: Run = run_program,
+    ask: Ask = ask_address,
+    look: Look = look_at_gpus,
 ) -> Facts:
     """Ask everything at once; what has not answered in time counts as unreachable."""
     deadline = time.monotonic() + _NETWORK_S
     docker = _Later(lambda: run(["docker", "info", "--format", "{{json .}}"]))
     buildx = _Later(lambda: run(["docker", "buildx", "version"]))
-    nvidia_smi = _Later(lambda: run(_NVIDIA_SMI))
+    gpus = _Later(lambda: look(os.environ))
     index: list[_Question] = []
     others: list[_Question] = []
     pip = PipIndex(addresses=(), certificates=None)
@@ -142,7 +173,7 @@ def gather(
         offline=offline,
         docker=docker.result(),
         buildx=buildx.result(),
-        nvidia_smi=nvidia_smi.result(),
+        gpus=gpus.until(deadline) or Gpus(trouble=_SILENT),
         nvidia_toolkit=shutil.which("nvidia-ctk") is not None,
         cdi=any(folder.is_dir() and any(folder.glob("*nvidia*")) for folder in _CDI_FOLDERS),
         platform=f"linux/{_ARCHITECTURES.get(platform.machine(), platform.machine())}",

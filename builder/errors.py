@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from builder.reasons import EXIT_MEANING, ExitCode, Reason, ReasonInfo
+from builder.exit_codes import EXIT_MEANING, ExitCode
+from builder.reason_info import ReasonInfo
+from builder.reasons import Reason
 
 __all__ = ["EXIT_MEANING", "EnginefarmError", "ErrorGroup", "ExitCode", "Reason", "ReasonInfo"]
 

@@ -10,16 +10,23 @@ from pathlib import Path
 from builder.errors import EnginefarmError, Reason
 from builder.events import JobOutcome, Note, Status
 from builder.fetch import Fetcher
-from builder.key import Key, Runtime, canonical, engine_key, profiles_document, proof_key
+from builder.job_stages import JobStages, Tuned, Work
+from builder.key import (
+    Key,
+    Runtime,
+    canonical,
+    engine_key,
+    proof_key,
+)
 from builder.locks import named_lock
 from builder.manifest import Manifest, load_manifest
-from builder.models import Models, OnnxModel, inputs_document
+from builder.models import Models
 from builder.plan import Job
-from builder.recipe import Precision, Recipe
+from builder.recipe import Recipe
 from builder.record import Evidence, make_manifest
-from builder.stage import StageResult
-from builder.stage_runner import StageRunner, Subject
+from builder.stage_runner import StageRunner
 from builder.store import Entry, Store
+from builder.timing_caches import TIMING_CACHE
 from builder.worker_source import ENGINE_STAGES, PROOF_STAGES, worker_sha256
 
 ENGINE, MANIFEST, KEY, PROOF = "model.plan", "manifest.json", "key.json", "proof.json"
@@ -36,23 +43,6 @@ class Keys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What the stages of one job work on."""
-
-    job: Job
-    recipe: Recipe
-    runtime: Runtime
-    model: OnnxModel
-    samples: Mapping[str, Path]
-
-    @property
-    def subject(self) -> Subject:
-        """Who the stages work for."""
-        stack = self.runtime.stack
-        return Subject(label=self.job.id, recipe=self.recipe.name, precision=self.job.precision, stack=stack)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JobRunner:
     """Makes engines. `verify` off leaves the proof out, and the manifest says so."""
 
@@ -62,13 +52,20 @@ class JobRunner:
     stages: StageRunner
     verify: bool
 
-    def run(self, job: Job, recipe: Recipe, runtime: Runtime) -> JobOutcome:
+    def run(self, job: Job, recipe: Recipe, runtime: Runtime, tuned: Tuned | None = None) -> JobOutcome:
         """Make the job's engine, or find what another process has made meanwhile. Refusals end up in the outcome."""
         started = time.monotonic()
         try:
             model = self.models.obtain(recipe, self.fetcher, self.stages)
-            work = Work(job=job, recipe=recipe, runtime=runtime, model=model, samples=self.models.sample_files(recipe))
-            keys = make_keys(job, recipe, model.identity, runtime)
+            work = Work(
+                job=job,
+                recipe=recipe,
+                runtime=runtime,
+                model=model,
+                samples=self.models.sample_files(recipe),
+                tuned=tuned,
+            )
+            keys = make_keys(job, recipe, model.identity, runtime, tuned)
             with named_lock(self.models.home, f"engine-{keys.engine.sha256}", self.stages.cancel, self._on_wait(job)):
                 return self._make(work, keys, started)
         except EnginefarmError as error:
@@ -84,8 +81,11 @@ class JobRunner:
             return _outcome(work.job, Status.REUSED, started, read_manifest(self.store, found), {})
         known = find_engine(self.store, keys)
         before = read_manifest(self.store, known) if known is not None else None
-        results = run_stages(self.stages, work, verify=self.verify, known=before)
-        engine = self.store.files(known)[ENGINE].path if known is not None else results["build"].outputs["engine"]
+        engine = self.store.files(known)[ENGINE].path if known is not None else None
+        on = JobStages(stages=self.stages, work=work, store=self.store, verify=self.verify, known=before, engine=engine)
+        results = on.run()
+        cache = results["build"].outputs.get("timing_cache") if engine is None else None
+        engine = engine if engine is not None else results["build"].outputs["engine"]
         proof = keys.proved if self.verify else keys.unproved
         manifest = make_manifest(
             Evidence(
@@ -98,9 +98,10 @@ class JobRunner:
                 engine=engine,
                 results=results,
                 before=before,
+                tuning=work.tuned.tuning() if work.tuned is not None else None,
             )
         )
-        save(self.store, manifest, engine, keys.engine, proof)
+        save(self.store, manifest, engine, keys.engine, proof, cache)
         status = Status.BUILT if known is None else Status.PROVED
         return _outcome(work.job, status, started, manifest, {name: item.seconds for name, item in results.items()})
 
@@ -109,10 +110,11 @@ class JobRunner:
         return lambda: self.stages.listen(Note(subject=job.id, text=text))
 
 
-def make_keys(job: Job, recipe: Recipe, onnx: Mapping[str, str], runtime: Runtime) -> Keys:
+def make_keys(job: Job, recipe: Recipe, onnx: Mapping[str, str], runtime: Runtime, tuned: Tuned | None = None) -> Keys:
     """Compute the keys of a job whose ONNX model is known."""
     family = runtime.stack.build.family
-    engine = engine_key(job, recipe, onnx, runtime, worker_sha256(ENGINE_STAGES, family))
+    tuning = tuned.tuning() if tuned is not None else None
+    engine = engine_key(job, recipe, onnx, runtime, worker_sha256(ENGINE_STAGES, family), tuning)
     worker = worker_sha256(PROOF_STAGES, family)
     return Keys(
         engine=engine,
@@ -147,8 +149,11 @@ def read_manifest(store: Store, entry: Entry) -> Manifest:
     return load_manifest(store.read(entry, MANIFEST), f"{entry.name} in the store")
 
 
-def save(store: Store, manifest: Manifest, engine: Path, key: Key, proof: Key) -> Entry:
-    """Put an engine with its manifest and key documents into the store; it replaces the job's entry for this key."""
+def save(store: Store, manifest: Manifest, engine: Path, key: Key, proof: Key, cache: Path | None = None) -> Entry:
+    """Put an engine with its manifest and key documents into the store; it replaces the job's entry for this key.
+
+    `cache`: the timing cache that the build left; null keeps the one that the older entry has.
+    """
     older = [entry for entry in store.find("engine", key.sha256) if entry.name == manifest.job]
     files: dict[str, Path | bytes] = {
         ENGINE: engine,
@@ -156,6 +161,9 @@ def save(store: Store, manifest: Manifest, engine: Path, key: Key, proof: Key) -
         KEY: canonical(key.document),
         PROOF: canonical(proof.document),
     }
+    for path in [cache] if cache is not None else [_cache(store, entry) for entry in older]:
+        if path is not None:
+            files[TIMING_CACHE] = path
     added = store.add(
         kind="engine", key=key.sha256, name=manifest.job, files=files, annotations={PROOF_ANNOTATION: proof.sha256}
     )
@@ -165,40 +173,9 @@ def save(store: Store, manifest: Manifest, engine: Path, key: Key, proof: Key) -
     return added
 
 
-def run_stages(stages: StageRunner, work: Work, *, verify: bool, known: Manifest | None) -> dict[str, StageResult]:
-    """Run the stages of a job in order; `known` is the manifest of an engine that need not be built again.
-
-    Raises:
-        EnginefarmError: as `StageRunner.run`.
-
-    """
-    subject, recipe = work.subject, work.recipe
-    settings = recipe.precisions[Precision(work.job.precision)]
-    stack = work.runtime.stack.build
-    common = {"precision": work.job.precision, "profiles": profiles_document(recipe)}
-    keep = {"keep_fp32": settings.keep_fp32.model_dump(mode="json")}
-    machine = {"family": stack.family, "import_name": stack.import_name, "sms": list(work.job.sms)}
-    building = {**common, **machine, "options": recipe.build.model_dump(mode="json")}
-
-    results = {"lower": stages.run(subject, "lower", work.model.inputs("model", "external"), {**common, **keep})}
-    titles = {"external": "lowered_external"}
-    lowered = {titles.get(name, name): path for name, path in results["lower"].outputs.items()}
-    if known is None:
-        results["build"] = stages.run(subject, "build", lowered, building)
-    kept = {"kept_fp32": results["lower"].data["kept_fp32"]}
-    results["examine"] = stages.run(subject, "examine", lowered, {**building, **keep, **kept})
-    if verify:
-        profiles = known.engine.profiles if known is not None else results["build"].data["profiles"]
-        params = {
-            **common,
-            "inputs": inputs_document(recipe),
-            "tolerance": settings.tolerance.model_dump(mode="json", exclude_none=True),
-            "engine_profiles": profiles,
-            "threads": stages.threads,
-        }
-        inputs = {**work.model.inputs("model", "external", "reference"), **lowered, **work.samples}
-        results["verify"] = stages.run(subject, "verify", inputs, params)
-    return results
+def _cache(store: Store, entry: Entry) -> Path | None:
+    blob = store.files(entry).get(TIMING_CACHE)
+    return blob.path if blob is not None else None
 
 
 def _intact(store: Store, entry: Entry) -> bool:

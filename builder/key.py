@@ -93,7 +93,24 @@ def export_key(recipe: Recipe, recipe_files: Mapping[str, str], runtime: Runtime
     )
 
 
-def engine_key(job: Job, recipe: Recipe, onnx: Mapping[str, str], runtime: Runtime, worker_sha256: str) -> Key:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What else an engine depends on where it is tuned on a GPU. `timing_cache`: SHA-256 of a sealed one."""
+
+    device: str
+    sm: str
+    driver: str
+    timing_cache: str | None = None
+
+
+def engine_key(
+    job: Job,
+    recipe: Recipe,
+    onnx: Mapping[str, str],
+    runtime: Runtime,
+    worker_sha256: str,
+    tuning: Tuning | None = None,
+) -> Key:
     """Key of an engine. `onnx` maps each file of the ONNX model (weights kept outside included) to its SHA-256.
 
     Device, driver, calibration, plugins and timing cache are null where a stack builds without them; they are named
@@ -114,18 +131,18 @@ def engine_key(job: Job, recipe: Recipe, onnx: Mapping[str, str], runtime: Runti
                 {name: {k: v for k, v in shapes.items() if k != "also"} for name, shapes in profile["inputs"].items()}
                 for profile in profiles_document(recipe)
             ],
-            "options": recipe.build.model_dump(mode="json"),
+            "options": options_document(job, recipe),
             "sms": list(job.sms),
             "family": build.family,
             "tensorrt": build.tensorrt,
             "cuda": build.cuda,
             "platform": build.platform,
             "stack": runtime.as_document(),
-            "device": None,
-            "driver": None,
+            "device": {"name": tuning.device, "sm": tuning.sm} if tuning is not None else None,
+            "driver": tuning.driver if tuning is not None else None,
             "calibration": None,
             "plugins": [],
-            "timing_cache": None,
+            "timing_cache": tuning.timing_cache if tuning is not None else None,
             "worker_sha256": worker_sha256,
         },
     )
@@ -153,6 +170,11 @@ def proof_key(job: Job, recipe: Recipe, engine: Key, worker_sha256: str, *, veri
             "worker_sha256": worker_sha256,
         },
     )
+
+
+def options_document(job: Job, recipe: Recipe) -> dict[str, Any]:
+    """Return the builder settings of a job: the recipe's, with the compatibility that the plan settled."""
+    return {**recipe.build.model_dump(mode="json"), "hardware_compatibility": job.compatibility}
 
 
 def profiles_document(recipe: Recipe) -> list[dict[str, Any]]:

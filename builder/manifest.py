@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from builder.bench_result import BenchPart
 from builder.errors import EnginefarmError, Reason
 
 SCHEMA_VERSION: Final = 1
@@ -38,7 +39,7 @@ class PrecisionPart(Part):
     """What was asked for and what TensorRT made of it."""
 
     requested: str = Field(description="Precision asked for.")
-    realised: str = Field(description="Precision of the compute layers: as requested, another one, or mixed.")
+    realised: str = Field(description="Precision of the compute layers: as requested, another one, mixed, or unproven.")
     share: float = Field(description="Share of compute in the requested precision, 0 to 1.")
     share_basis: str = Field(
         description="What the share counts: macs (multiply-adds at the opt shape) or count (layers)."
@@ -101,6 +102,19 @@ class EnginePart(Part):
     needs_host_code: bool = Field(description="True if loading must allow host code embedded in the engine.")
 
 
+class TunedPart(Part):
+    """The GPU that an engine was tuned on, and what tuning took."""
+
+    name: str = Field(description="Name of the GPU.")
+    sm: str = Field(description="Its compute capability.")
+    driver: str = Field(description="Version of its driver.")
+    workspace_bytes: int = Field(description="Limit of the workspace, clamped to what was free.")
+    retried_with_less_memory: bool = Field(description="True if the first try ran out of GPU memory.")
+    precision_constraints: int = Field(description="Layers that were told their precision; 0 in typed networks.")
+    build_seconds: float = Field(description="Seconds inside TensorRT's builder.")
+    timing_cache: dict[str, Any] = Field(description="Caches read, and the digest of the one written.")
+
+
 class BuildPart(Part):
     """How the engine was built."""
 
@@ -108,6 +122,7 @@ class BuildPart(Part):
     max_rss_bytes: int = Field(description="Peak memory of the build stage.")
     options: dict[str, Any] = Field(description="Build options of the recipe.")
     repeatable: bool = Field(description="True if memory addresses and thread order of the builder were under control.")
+    tuned_on: TunedPart | None = Field(description="The GPU it was tuned on; null without one.")
     warnings: list[str] = Field(description="What TensorRT warned of while building.")
 
 
@@ -160,6 +175,7 @@ class Manifest(Part):
     build: BuildPart = Field(description="Cost and options.")
     proof: ProofPart = Field(description="What was verified.")
     reproducibility: Reproducibility = Field(description="How far a rebuild is the same.")
+    bench: BenchPart | None = Field(description="How fast the engine is; null until it was measured.")
     stages: dict[str, StageCost] = Field(description="Cost per stage of the run that wrote this manifest.")
     host: dict[str, str] = Field(description="The machine that built it.")
 

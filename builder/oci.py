@@ -24,6 +24,7 @@ _MEDIA_TYPES = {
     "key.json": "application/vnd.enginefarm.key.v1+json",
     "proof.json": "application/vnd.enginefarm.key.v1+json",
     "model.onnx": "application/vnd.enginefarm.onnx.v1",
+    "timing.cache": "application/vnd.enginefarm.timing-cache.v1",
 }
 
 Document = dict[str, Any]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from builder.errors import EnginefarmError, Reason
-from builder.recipe import Precision, Recipe
+from builder.features import COMPATIBILITY_FLOORS, load_features, option_features
+from builder.recipe import BuildOptions, Precision, Recipe
 from builder.stacks import Stack
 from builder.targets import Target, sm_number, suggestion
 
@@ -16,23 +17,29 @@ PLAN_VERSION = 1
 
 # Why a combination is refused: reason, what, fix.
 _Problem = tuple[Reason, str, str]
+# What a job's id ends with, by hardware compatibility.
+_SUFFIXES = {"none": "", "ampere_plus": "-ampere-plus", "same_compute_capability": "-same-cc"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One engine to build: recipe x precision x stack x SMs of a target."""
+    """One engine to build: recipe x precision x stack x SMs of a target.
+
+    `compatibility`: on which other GPUs it runs, a value of the recipe's build.hardware_compatibility.
+    """
 
     recipe: str
     precision: str
     stack: str
     target: str
     sms: tuple[str, ...]
+    compatibility: str = "none"
 
     @property
     def id(self) -> str:
         """Readable id: selector, log heading, folder and matrix key in one."""
         sms = "-".join(f"sm{sm.replace('.', '')}" for sm in self.sms)
-        return f"{self.recipe}-{self.precision}-{self.stack}-{sms}"
+        return f"{self.recipe}-{self.precision}-{self.stack}-{sms}{_SUFFIXES[self.compatibility]}"
 
     def as_json(self) -> dict[str, object]:
         """Return plain data for `plan --json`."""
@@ -43,6 +50,7 @@ class Job:
             "stack": self.stack,
             "target": self.target,
             "sms": list(self.sms),
+            "compatibility": self.compatibility,
         }
 
 
@@ -100,13 +108,16 @@ class Catalogue:
     precision_floors: Mapping[str, tuple[int, int]]
 
 
-def make_plan(catalogue: Catalogue, precisions: Iterable[str] = ()) -> Plan:
-    """Cross recipes, precisions, stacks and targets; keep what can be built, refuse the rest with a reason."""
+def make_plan(catalogue: Catalogue, precisions: Iterable[str] = (), compatibility: str | None = None) -> Plan:
+    """Cross recipes, precisions, stacks and targets; keep what can be built, refuse the rest with a reason.
+
+    `compatibility` stands above the recipes' own build.hardware_compatibility.
+    """
     wanted = frozenset(precisions)
     jobs: list[Job] = []
     refusals: list[Refusal] = []
     for name in sorted(catalogue.recipes):
-        recipe = catalogue.recipes[name]
+        recipe = _with_compatibility(catalogue.recipes[name], compatibility)
         for precision in (p for p in Precision if p in recipe.precisions and (not wanted or p.value in wanted)):
             for stack in catalogue.stacks:
                 for target in catalogue.targets:
@@ -197,15 +208,22 @@ def _combine(
         what = f"{target.name} (SM {', '.join(target.sms)}) has no {precision} in hardware"
         yield refuse((Reason.PRECISION_UNSUPPORTED, what, f"{precision} starts at SM {floor[0]}.{floor[1]}"))
         return
+    buildable = []
     for sm in able:
-        if sm not in stack.build.sms:
-            having = [s.name for s in catalogue.all_stacks if sm in s.build.sms]
-            fix = (
-                f"stacks for SM {sm}: {', '.join(having) or 'none yet'}; {stack.name} has {', '.join(stack.build.sms)}"
-            )
-            yield refuse((Reason.SM_MISMATCH, f"stack {stack.name} cannot build for SM {sm} ({target.name})", fix))
-    for sms in _groups(stack, tuple(sm for sm in able if sm in stack.build.sms)):
-        yield Job(recipe=recipe.name, precision=precision, stack=stack.name, target=target.name, sms=sms)
+        problem = _against_sm(catalogue, recipe, stack, target, sm)
+        if problem is not None:
+            yield refuse(problem)
+        else:
+            buildable.append(sm)
+    for sms in _groups(stack, tuple(buildable)):
+        yield Job(
+            recipe=recipe.name,
+            precision=precision,
+            stack=stack.name,
+            target=target.name,
+            sms=sms,
+            compatibility=recipe.build.hardware_compatibility,
+        )
 
 
 def _against_recipe(recipe: Recipe, precision: str, stack: Stack, target: Target) -> _Problem | None:
@@ -226,12 +244,34 @@ def _against_stack(catalogue: Catalogue, recipe: Recipe, precision: str, stack: 
     if precision not in stack.build.precisions:
         fix = f"the stack has {', '.join(stack.build.precisions)}"
         return Reason.PRECISION_UNSUPPORTED, f"stack {stack.name} has no {precision}", fix
-    for option in _options_used(recipe):
-        if option not in stack.build.options:
-            having = [s.name for s in catalogue.all_stacks if option in s.build.options]
+    for need in option_features(recipe.build):
+        if need.feature not in stack.build.features:
+            having = [s.name for s in catalogue.all_stacks if need.feature in s.build.features]
+            absent = load_features()[need.feature].absence(stack.build.family, stack.build.tensorrt)
+            what = f"stack {stack.name} has no build option {need.option}"
             fix = f"stacks that have it: {', '.join(having) or 'none'}; or drop it from the recipe"
-            return Reason.OPTION_UNSUPPORTED, f"stack {stack.name} has no build option {option}", fix
+            return Reason.OPTION_UNSUPPORTED, f"{what}: {absent}" if absent else what, fix
     return None
+
+
+def _against_sm(catalogue: Catalogue, recipe: Recipe, stack: Stack, target: Target, sm: str) -> _Problem | None:
+    if sm not in stack.build.sms:
+        having = [s.name for s in catalogue.all_stacks if sm in s.build.sms]
+        fix = f"stacks for SM {sm}: {', '.join(having) or 'none yet'}; {stack.name} has {', '.join(stack.build.sms)}"
+        return Reason.SM_MISMATCH, f"stack {stack.name} cannot build for SM {sm} ({target.name})", fix
+    level = recipe.build.hardware_compatibility
+    if level != "none" and sm_number(sm) < COMPATIBILITY_FLOORS[level]:
+        floor = ".".join(map(str, COMPATIBILITY_FLOORS[level]))
+        what = f"an engine with hardware_compatibility: {level} does not run on SM {sm} ({target.name})"
+        return Reason.OPTION_UNSUPPORTED, what, f"choose a target from SM {floor} on, or drop it from the recipe"
+    return None
+
+
+def _with_compatibility(recipe: Recipe, compatibility: str | None) -> Recipe:
+    if compatibility is None:
+        return recipe
+    build = BuildOptions.model_validate({**recipe.build.model_dump(), "hardware_compatibility": compatibility})
+    return recipe.model_copy(update={"build": build})
 
 
 def _groups(stack: Stack, sms: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -239,13 +279,3 @@ def _groups(stack: Stack, sms: tuple[str, ...]) -> list[tuple[str, ...]]:
         return [(sm,) for sm in sms]
     together = tuple(sm for sm in sms if sm not in stack.build.alone)
     return [*((sm,) for sm in sms if sm in stack.build.alone), *([together] if together else [])]
-
-
-def _options_used(recipe: Recipe) -> list[str]:
-    build = recipe.build
-    used = {
-        "hardware_compatibility": build.hardware_compatibility != "none",
-        "version_compatible": build.version_compatible,
-        "strip_weights": build.strip_weights,
-    }
-    return [name for name, asked in used.items() if asked]

@@ -17,6 +17,10 @@ _UNKNOWN_MODEL_BYTES = 128 * MIB
 
 # An ONNX model, its lowered copy, the engine in the work folder and in the store, each at most the model's FP32 size.
 _DISK_MODEL_FACTOR = 4
+
+# CUDA's context, the libraries' kernels and the builder's own needs; then weights of several tactics at once.
+_GPU_BASE_BYTES = 768 * MIB
+_GPU_MODEL_FACTOR = 4
 _EXPORT_BASE_BYTES = 1500 * MIB
 
 
@@ -25,6 +29,11 @@ def job_memory_bytes(model_bytes: int | None, seen_bytes: int | None) -> int:
     if seen_bytes:
         return seen_bytes
     return _STAGE_BASE_BYTES + _STAGE_MODEL_FACTOR * (_UNKNOWN_MODEL_BYTES if model_bytes is None else model_bytes)
+
+
+def gpu_memory_bytes(model_bytes: int) -> int:
+    """Estimate the GPU memory without which tuning cannot begin; TensorRT takes more where there is more."""
+    return _GPU_BASE_BYTES + _GPU_MODEL_FACTOR * model_bytes
 
 
 def export_memory_bytes(seen_bytes: int | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -237,6 +237,9 @@ class PrecisionSettings(Strict):
 
     tolerance: ToleranceSet = Field(description="What verification allows.")
     keep_fp32: KeepFp32 = Field(default_factory=KeepFp32, description="What stays in FP32.")
+    auto_fp32: StrictBool = Field(
+        default=False, description="On a breach of the tolerance, look for the fewest nodes to keep in FP32."
+    )
     targets: list[Name] | None = Field(
         default=None, min_length=1, description="Targets allowed for this precision; null: all that the recipe allows."
     )
@@ -289,6 +292,11 @@ class InputSpec(Strict):
     values: Generator = Field(description="Where the values come from.")
 
 
+Compatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+COMPATIBILITY: tuple[str, ...] = get_args(Compatibility)
+TacticSource = Literal["cublas", "cublas_lt", "cudnn", "edge_mask_convolutions", "jit_convolutions"]
+
+
 class BuildOptions(Strict):
     """TensorRT builder settings; a stack that lacks one refuses the job while planning."""
 
@@ -296,11 +304,16 @@ class BuildOptions(Strict):
         default=None, ge=1, description="Workspace limit in MiB; null: TensorRT's own."
     )
     optimization_level: StrictInt | None = Field(default=None, ge=0, le=5, description="Builder optimisation level.")
-    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = Field(
+    hardware_compatibility: Compatibility = Field(
         default="none", description="Run on other GPUs than the one built on."
     )
     version_compatible: StrictBool = Field(default=False, description="Run under other minor releases of TensorRT.")
     strip_weights: StrictBool = Field(default=False, description="Leave refittable weights out of the engine.")
+    refit: StrictBool = Field(default=False, description="Let weights be replaced later.")
+    weight_streaming: StrictBool = Field(default=False, description="Let weights be read from host memory at run time.")
+    tactic_sources: list[TacticSource] | None = Field(
+        default=None, description="Libraries that tactics may come from; null: TensorRT's own choice."
+    )
 
 
 class BenchSettings(Strict):

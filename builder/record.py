@@ -10,7 +10,7 @@ from typing import Any
 
 import builder
 from builder import durable, host
-from builder.key import Key, Runtime
+from builder.key import Key, Runtime, Tuning, options_document
 from builder.manifest import (
     SCHEMA_VERSION,
     BuildPart,
@@ -25,6 +25,7 @@ from builder.manifest import (
     StackPart,
     StageCost,
     TargetPart,
+    TunedPart,
 )
 from builder.models import EXTERNAL, MODEL, OnnxModel
 from builder.plan import Job
@@ -47,6 +48,7 @@ class Evidence:
     engine: Path
     results: Mapping[str, StageResult]
     before: Manifest | None
+    tuning: Tuning | None = None
 
 
 def make_manifest(evidence: Evidence) -> Manifest:
@@ -68,6 +70,7 @@ def make_manifest(evidence: Evidence) -> Manifest:
         build=before.build if before is not None else _build(evidence),
         proof=_proof(evidence),
         reproducibility=before.reproducibility if before is not None else _UNMEASURED,
+        bench=before.bench if before is not None else None,
         stages={
             name: StageCost(seconds=round(result.seconds, 3), max_rss_bytes=result.max_rss_bytes)
             for name, result in evidence.results.items()
@@ -139,36 +142,58 @@ def _engine(evidence: Evidence) -> EnginePart:
         outputs=data["outputs"],
         profiles=data["profiles"],
         flags=data["flags"],
-        needs_host_code=evidence.recipe.build.version_compatible,
+        # no lean runtime is ever put inside an engine
+        needs_host_code=False,
     )
 
 
 def _build(evidence: Evidence) -> BuildPart:
     result = evidence.results["build"]
-    options = evidence.recipe.build.model_dump(mode="json")
+    options = options_document(evidence.job, evidence.recipe)
     return BuildPart(
         seconds=round(result.seconds, 3),
         max_rss_bytes=result.max_rss_bytes,
         options=options,
         repeatable=result.data["repeatable"],
+        tuned_on=_tuned(evidence, result.data),
         warnings=result.data["warnings"],
     )
 
 
+def _tuned(evidence: Evidence, data: Mapping[str, Any]) -> TunedPart | None:
+    if evidence.tuning is None:
+        return None
+    return TunedPart(
+        name=data["device"]["name"],
+        sm=data["device"]["sm"],
+        driver=evidence.tuning.driver,
+        workspace_bytes=data["workspace_bytes"],
+        retried_with_less_memory=data["retried_with_less_memory"],
+        precision_constraints=data["precision_constraints"],
+        build_seconds=round(data["build_seconds"], 3),
+        timing_cache=data["timing_cache"],
+    )
+
+
 def _proof(evidence: Evidence) -> ProofPart:
-    settings = evidence.recipe.precisions[Precision(evidence.job.precision)]
-    tolerance = settings.tolerance.model_dump(mode="json", exclude_none=True)
     if "verify" not in evidence.results:
-        return _skipped(evidence.proof_key, tolerance)
-    data = evidence.results["verify"].data
+        settings = evidence.recipe.precisions[Precision(evidence.job.precision)]
+        return _skipped(evidence.proof_key, settings.tolerance.model_dump(mode="json", exclude_none=True))
+    return proof_part(evidence.job, evidence.recipe, evidence.proof_key.sha256, evidence.results["verify"])
+
+
+def proof_part(job: Job, recipe: Recipe, key: str, result: StageResult) -> ProofPart:
+    """Return what the verify stage proved."""
+    data = result.data
+    tolerance = recipe.precisions[Precision(job.precision)].tolerance
     return ProofPart(
-        key=evidence.proof_key.sha256,
+        key=key,
         status="passed",
         engine_verified=data["engine_verified"],
         reason=data["engine_reason"],
         method=data["method"],
         reference=data["reference"],
-        tolerance=tolerance,
+        tolerance=tolerance.model_dump(mode="json", exclude_none=True),
         cases=data["cases"],
         outside=data["outside"],
         worst=data["worst"],

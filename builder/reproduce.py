@@ -1,99 +1,144 @@
-"""Rebuilds an engine from its source in fresh processes and an empty store, and says how far it is the same."""
+"""Rebuilds an engine from its source in fresh processes and empty stores, and says how far it is the same."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
+from builder.engine_bytes import ByteDifference, compare_files
 from builder.errors import EnginefarmError, Reason
-from builder.events import Listener
-from builder.executors import EXECUTORS
+from builder.events import Listener, Note
+from builder.executors import AUTO, EXECUTORS, Executor
 from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
-from builder.jobs import ENGINE, KEY, PROOF, JobRunner, make_keys, read_manifest, save
+from builder.gpu import Gpu, visible_gpus
+from builder.gpu_choice import alike, fits, wrong_gpu
+from builder.gpu_lease import lease
+from builder.job_stages import Tuned
+from builder.jobs import ENGINE, KEY, MANIFEST, JobRunner, make_keys, read_manifest
 from builder.journal import Journal
-from builder.key import Key, differences
+from builder.key import Key, differences, options_document, profiles_document
+from builder.levels import OutputDifference, Reproduction, measure, verdict
 from builder.manifest import Manifest, Reproducibility
-from builder.models import EXPORT_STACK, Models
+from builder.models import EXPORT_STACK, Models, inputs_document
 from builder.plan import Job
 from builder.project import Home, Project
 from builder.query import find_engine
-from builder.recipe import PythonSource
+from builder.recipe import Precision, PythonSource, Recipe
 from builder.recipe_file import load_recipe
 from builder.runner import Settings
-from builder.stacks import load_stacks
-from builder.stage_runner import StageRunner
+from builder.stacks import Stack, load_stacks
+from builder.stage_runner import StageRunner, Subject
 from builder.store import Entry, Store
+from builder.timing_caches import TIMING_CACHE
 from builder.workspace import Workspace
 
-_CHUNK = 1 << 20
+__all__ = ["REBUILDS_ON_GPU", "REBUILDS_WITHOUT_GPU", "Ask", "Reproduction", "reproduce"]
+
+REBUILDS_WITHOUT_GPU, REBUILDS_ON_GPU = 1, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reproduction:
-    """The verdict. `level` is `bitwise` or `drifted`: without a GPU nothing in between can be told."""
+class Ask:
+    """How to rebuild. `rebuilds` null: REBUILDS_WITHOUT_GPU or REBUILDS_ON_GPU. `cold`: without the timing cache."""
 
-    job: str
-    level: Literal["bitwise", "drifted"]
-    rebuilds: int
-    same: bool
-    engine_sha256: str
-    rebuilt_sha256: str
-    first_difference: str | None
-    details: tuple[str, ...]
+    rebuilds: int | None = None
+    cold: bool = False
 
 
-def reproduce(
-    name: str, project: Project, home: Home, settings: Settings, listen: Listener, cancel: threading.Event
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Copy:
+    """What a rebuild left: its manifest and, where its bytes differ, the file and how."""
+
+    manifest: Manifest
+    difference: ByteDifference | None
+    engine: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Everything that rebuilding an engine takes. `tuned`: null for an engine that was built without a GPU."""
+
+    store: Store
+    entry: Entry
+    manifest: Manifest
+    job: Job
+    recipe: Recipe
+    stack: Stack
+    project: Project
+    home: Home
+    stacks: Mapping[str, Stack]
+    executor: Executor
+    stages: StageRunner
+    tuned: Tuned | None
+
+    def models(self, store: Store) -> Models:
+        """Return the models of a store."""
+        return Models(project=self.project, home=self.home, store=store, executor=self.executor, stacks=self.stacks)
+
+
+def reproduce(  # the parts of a run
+    name: str,
+    project: Project,
+    home: Home,
+    settings: Settings,
+    listen: Listener,
+    cancel: threading.Event,
+    ask: Ask = Ask(),
 ) -> Reproduction:
     """Rebuild the engine `name` (job id, key or engine digest) from the recipe on and compare every step.
 
-    The level is written into the engine's manifest.
+    An engine that was tuned on a GPU is rebuilt from its own timing cache and nothing else. Where bytes differ, outputs
+    are compared on a GPU, if there is one that the engine runs on. The level is written into the engine's manifest,
+    unless the rebuilds were cold.
 
     Raises:
-        EnginefarmError: NAME_UNKNOWN, STORE_CORRUPT, INPUTS_CHANGED when the recipe, a lock or the worker has changed
-            since, or what a failing stage says.
+        EnginefarmError: NAME_UNKNOWN, STORE_CORRUPT, INPUTS_CHANGED when the recipe, a lock, the driver or the worker
+            has changed since, GPU_NEEDED, SM_MISMATCH, OPTION_UNSUPPORTED for `cold` where no timing cache is used, or
+            what a failing stage says.
 
     """
     store = Store(home.store)
     entry = find_engine(store, name)
     store.check(entry)
+    store.touch(entry)
     manifest = read_manifest(store, entry)
-    job = Job(
-        recipe=manifest.recipe.name,
-        precision=manifest.precision.requested,
-        stack=manifest.stack.name,
-        target=manifest.target.name or "",
-        sms=tuple(manifest.target.sms),
-    )
     with Workspace(home, keep=settings.keep_work) as workspace:
-        fresh = Store(workspace.folder / "store")
-        image = manifest.stack.image
-        rebuilt = _rebuild(job, image, entry, store, fresh, workspace, project, home, settings, listen, cancel)
-        verdict = _compare(store, entry, manifest, fresh, rebuilt)
-    _write_level(store, entry, manifest, verdict)
-    return verdict
+        stages = _stages(manifest, workspace, project, home, settings, listen, cancel)
+        source = _source(store, entry, manifest, project, home, stages, ask)
+        count = ask.rebuilds or (REBUILDS_WITHOUT_GPU if source.tuned is None else REBUILDS_ON_GPU)
+        copies = [_rebuild(source, workspace.folder / f"rebuild-{index}") for index in range(count)]
+        outputs, repeats = _compare_outputs(source, copies)
+    rebuilds = zip(copies, outputs, strict=True)
+    found = verdict(
+        entry.name,
+        manifest,
+        [measure(manifest, copy.manifest, copy.difference, compared) for copy, compared in rebuilds],
+        cold=ask.cold,
+        timing_cache=_sealed(source),
+        repeats=repeats,
+    )
+    if not ask.cold:
+        _write_level(store, entry, found)
+    return found
 
 
-def _rebuild(  # noqa: PLR0913, PLR0917  # the parts of a run
-    job: Job,
-    image: str | None,
-    entry: Entry,
-    store: Store,
-    fresh: Store,
+def _stages(  # the parts of a run
+    manifest: Manifest,
     workspace: Workspace,
     project: Project,
     home: Home,
     settings: Settings,
     listen: Listener,
     cancel: threading.Event,
-) -> Entry:
-    recipe = load_recipe(project.recipes / job.recipe / "recipe.yaml")
-    stacks = load_stacks(project.images)
+) -> StageRunner:
     context = ExecutorContext(
         project=project,
         home=home,
@@ -103,86 +148,208 @@ def _rebuild(  # noqa: PLR0913, PLR0917  # the parts of a run
         keep=settings.keep_work,
         memory_bytes=settings.memory_bytes,
     )
-    # as the engine was built: an image's engine in an image
-    executor = EXECUTORS["local" if image is None else "docker"](context)
-    if isinstance(recipe.source, PythonSource):
-        executor.prepare(stacks[EXPORT_STACK], home.logs / f"install-{EXPORT_STACK}.log")
-    executor.prepare(stacks[job.stack], home.logs / f"install-{job.stack}.log")
-    models = Models(project=project, home=home, store=fresh, executor=executor, stacks=stacks)
-    runtime = executor.runtime(stacks[job.stack])
-    known = Models(project=project, home=home, store=store, executor=executor, stacks=stacks).identity(recipe)
-    _check_inputs(store, entry, make_keys(job, recipe, known, runtime).engine if known is not None else None)
-    stages = StageRunner(
-        executor=executor,
+    return StageRunner(
+        executor=EXECUTORS[_executor(manifest, settings.executor)](context),
         workspace=workspace,
         journal=Journal(home.journal),
         listen=listen,
         cancel=cancel,
         timeout_s=settings.timeout_s,
     )
-    runner = JobRunner(store=fresh, models=models, fetcher=Fetcher(home, cancel), stages=stages, verify=False)
-    outcome = runner.run(job, recipe, runtime)
-    if outcome.error is not None:
-        raise outcome.error
-    return fresh.entries("engine")[0]
 
 
-def _check_inputs(store: Store, entry: Entry, now: Key | None) -> None:
-    if now is not None and now.sha256 == entry.key:
+def _executor(manifest: Manifest, asked: str) -> str:
+    # as the engine was built: an image's engine in an image
+    if manifest.stack.image is None:
+        return "local"
+    return "docker" if asked in {AUTO, "local"} else asked
+
+
+def _source(
+    store: Store, entry: Entry, manifest: Manifest, project: Project, home: Home, stages: StageRunner, ask: Ask
+) -> _Source:
+    stacks = load_stacks(project.images)
+    stack = _with_its_lock(stacks[manifest.stack.name], manifest.stack.lock_sha256)
+    recipe = load_recipe(project.recipes / manifest.recipe.name / "recipe.yaml")
+    stored = json.loads(store.read(entry, KEY))
+    job = Job(
+        recipe=manifest.recipe.name,
+        precision=manifest.precision.requested,
+        stack=manifest.stack.name,
+        target=manifest.target.name or "",
+        sms=tuple(manifest.target.sms),
+        compatibility=stored["options"]["hardware_compatibility"],
+    )
+    if ask.cold and not stack.build.needs_gpu:
+        what = f"stack {stack.name} builds without a timing cache: every rebuild is a cold one"
+        raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix="leave out --cold")
+    tuned = _tuned(store, entry, manifest, job, ask) if stack.build.needs_gpu else None
+    for one in [*([stacks[EXPORT_STACK]] if isinstance(recipe.source, PythonSource) else []), stack]:
+        stages.executor.prepare(one, home.logs / f"install-{one.name}.log")
+    source = _Source(
+        store=store,
+        entry=entry,
+        manifest=manifest,
+        job=job,
+        recipe=recipe,
+        stack=stack,
+        project=project,
+        home=home,
+        stacks={**stacks, stack.name: stack},
+        executor=stages.executor,
+        stages=stages,
+        tuned=tuned,
+    )
+    _check_inputs(source, stored)
+    return source
+
+
+def _with_its_lock(stack: Stack, lock_sha256: str) -> Stack:
+    """Take the lock that an engine was built with, where a stack has several."""
+    locks = [stack, *(stack.with_lock(variant) for variant in stack.spec.image.locks)]
+    return next((one for one in locks if one.lock_sha256 == lock_sha256), stack)
+
+
+def _tuned(store: Store, entry: Entry, manifest: Manifest, job: Job, ask: Ask) -> Tuned:
+    gpus = visible_gpus(os.environ)
+    if not gpus:
+        what = f"{entry.name} was tuned on a GPU, and this machine has none"
+        raise EnginefarmError(Reason.GPU_NEEDED, what, fix="run this where the engine was built")
+    on = manifest.build.tuned_on
+    # the same model where there is one: another would be named among what has changed
+    fitting = [gpu for gpu in gpus if fits(job, gpu)]
+    fitting.sort(key=lambda gpu: on is not None and gpu.name != on.name)
+    if not fitting:
+        raise wrong_gpu(job, gpus)
+    cache = store.files(entry).get(TIMING_CACHE)
+    sealed = cache.path if cache is not None and not ask.cold else None
+    # device and driver are those of the engine: it may be another board all the same
+    return Tuned(gpus=alike(fitting), sealed=sealed, same_device=True)
+
+
+def _check_inputs(source: _Source, stored: Mapping[str, Any]) -> None:
+    onnx = source.models(source.store).identity(source.recipe)
+    now: Key | None = None
+    if onnx is not None:
+        # as the engine was built, which need not be as it is rebuilt: sealed with its timing cache or not
+        as_built = source.tuned
+        if as_built is not None and stored["timing_cache"] is None:
+            as_built = Tuned(gpus=as_built.gpus)
+        runtime = source.executor.runtime(source.stack)
+        now = make_keys(source.job, source.recipe, onnx, runtime, as_built).engine
+    if now is not None and now.sha256 == source.entry.key:
         return
     why = "its ONNX model is no longer the one in the store"
     if now is not None:
-        stored = json.loads(store.read(entry, KEY))
         why = "changed since: " + ", ".join(path for path, _, _ in differences(stored, now.document))
     raise EnginefarmError(
-        Reason.INPUTS_CHANGED, f"{entry.name} was built from other inputs than the project now has", why=why
+        Reason.INPUTS_CHANGED, f"{source.entry.name} was built from other inputs than the project now has", why=why
     )
 
 
-def _compare(store: Store, entry: Entry, manifest: Manifest, fresh: Store, rebuilt: Entry) -> Reproduction:
-    other = read_manifest(fresh, rebuilt)
-    left, right = store.files(entry)[ENGINE], fresh.files(rebuilt)[ENGINE]
-    steps = [
-        ("the exported ONNX model", manifest.onnx.sha256, other.onnx.sha256),
-        ("the lowered ONNX model", manifest.lowered.sha256, other.lowered.sha256),
-        ("the engine", manifest.engine.sha256, other.engine.sha256),
+def _rebuild(source: _Source, folder: Path) -> _Copy:
+    """Rebuild once, in a store of its own; only an engine of other bytes is kept."""
+    fresh = Store(folder / "store")
+    runner = JobRunner(
+        store=fresh,
+        models=source.models(fresh),
+        fetcher=Fetcher(source.home, source.stages.cancel),
+        stages=source.stages,
+        verify=False,
+    )
+    outcome = runner.run(source.job, source.recipe, source.executor.runtime(source.stack), source.tuned)
+    if outcome.error is not None:
+        raise outcome.error
+    (rebuilt,) = fresh.entries("engine")
+    left, right = source.store.files(source.entry)[ENGINE], fresh.files(rebuilt)[ENGINE]
+    manifest = read_manifest(fresh, rebuilt)
+    difference = None if left.digest == right.digest else compare_files(left.path, right.path)
+    kept = None if difference is None else right.path.replace(folder / ENGINE)
+    shutil.rmtree(fresh.root, ignore_errors=True)
+    return _Copy(manifest=manifest, difference=difference, engine=kept)
+
+
+def _compare_outputs(source: _Source, copies: Sequence[_Copy]) -> tuple[list[OutputDifference | None], bool | None]:
+    """Run the engine and the copies that differ from it on the same inputs; also whether the engine repeats itself."""
+    paths = {f"rebuilt_{index}": copy.engine for index, copy in enumerate(copies) if copy.engine is not None}
+    gpus = _gpus_to_run_on(source) if paths else ()
+    if not gpus:
+        return [None] * len(copies), None
+    data = _run_engines(source, paths, gpus)
+    measured = dict(zip(paths, data["rebuilt"], strict=True))
+    found = [
+        None
+        if (one := measured.get(f"rebuilt_{index}")) is None
+        else OutputDifference(
+            device=data["device"],
+            cases=len(data["cases"]),
+            equal=one["equal"],
+            within=one["within"],
+            worst=one["outputs"],
+        )
+        for index in range(len(copies))
     ]
-    changed = [f"{name}: {was[:12]} then, {now[:12]} now" for name, was, now in steps if was != now]
-    same = left.digest == right.digest
-    details = () if same else (*changed, _bytes_that_differ(left.path, right.path))
-    return Reproduction(
-        job=entry.name,
-        level="bitwise" if same else "drifted",
-        rebuilds=1,
-        same=same,
-        engine_sha256=manifest.engine.sha256,
-        rebuilt_sha256=other.engine.sha256,
-        first_difference=None if same else changed[0],
-        details=details,
-    )
+    return found, bool(data["repeats"])
 
 
-def _bytes_that_differ(left: Path, right: Path) -> str:
-    count, first, offset = 0, None, 0
-    with left.open("rb") as one, right.open("rb") as two:
-        while (a := one.read(_CHUNK)) and (b := two.read(_CHUNK)):
-            if a != b:
-                places = [index for index, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]]
-                count += len(places)
-                first = offset + places[0] if first is None and places else first
-            offset += _CHUNK
-    sizes = f"{left.stat().st_size} and {right.stat().st_size} bytes long"
-    return f"{count} bytes differ, the first at offset {first}; the engines are {sizes}"
+def _gpus_to_run_on(source: _Source) -> tuple[Gpu, ...]:
+    if source.tuned is not None:
+        return source.tuned.gpus
+    try:
+        return alike([gpu for gpu in visible_gpus(os.environ) if fits(source.job, gpu)])
+    except (EnginefarmError, IndexError):
+        # it was built without a GPU and can be judged by its bytes
+        return ()
 
 
-def _write_level(store: Store, entry: Entry, manifest: Manifest, verdict: Reproduction) -> None:
+def _run_engines(source: _Source, engines: Mapping[str, Path], gpus: tuple[Gpu, ...]) -> Mapping[str, Any]:
+    recipe, job, stack = source.recipe, source.job, source.stack.build
+    settings = recipe.precisions[Precision(job.precision)]
+    params = {
+        "precision": job.precision,
+        "profiles": profiles_document(recipe),
+        "family": stack.family,
+        "import_name": stack.import_name,
+        "sms": list(job.sms),
+        "options": options_document(job, recipe),
+        "inputs": inputs_document(recipe),
+        "tolerance": settings.tolerance.model_dump(mode="json", exclude_none=True),
+    }
+    models = source.models(source.store)
+    inputs = {"engine": source.store.files(source.entry)[ENGINE].path, **engines, **models.sample_files(recipe)}
+    model = models.find(recipe)
+    if model is not None:
+        inputs |= model.inputs("reference")
+    stages = source.stages
+    subject = Subject(label=job.id, recipe=recipe.name, precision=job.precision, stack=source.stack)
+
+    def waiting(text: str) -> None:
+        stages.listen(Note(subject=job.id, text=text))
+
+    with lease(gpus, stages.cancel, waiting, os.environ, job.id) as gpu:
+        return stages.run(subject, "outputs", inputs, params, gpu.uuid).data
+
+
+def _sealed(source: _Source) -> str | None:
+    if source.tuned is None or source.tuned.sealed is None:
+        return None
+    return source.store.files(source.entry)[TIMING_CACHE].digest.removeprefix("sha256:")
+
+
+def _write_level(store: Store, entry: Entry, found: Reproduction) -> None:
+    """Put the level into the newest manifest of the engine: its proof may have been made anew meanwhile."""
+    wanted = store.files(entry)[ENGINE].digest
+    same = [one for one in store.find("engine", entry.key) if one.name == entry.name]
+    current = next((one for one in same if store.files(one)[ENGINE].digest == wanted), entry)
     measured = Reproducibility(
-        level=verdict.level,
-        rebuilds=verdict.rebuilds,
+        level=found.level,
+        rebuilds=found.rebuilds,
         measured_at=datetime.now(tz=timezone.utc),
-        detail=verdict.first_difference,
+        detail=found.summary(),
     )
-    key = Key(document=json.loads(store.read(entry, KEY)), sha256=entry.key)
-    proof = Key(document=json.loads(store.read(entry, PROOF)), sha256=manifest.proof.key)
-    updated = manifest.model_copy(update={"reproducibility": measured})
-    save(store, updated, store.files(entry)[ENGINE].path, key, proof)
+    updated = read_manifest(store, current).model_copy(update={"reproducibility": measured})
+    files: dict[str, Path | bytes] = {title: blob.path for title, blob in store.files(current).items()}
+    files[MANIFEST] = updated.to_json().encode()
+    added = store.add(kind="engine", key=current.key, name=current.name, files=files, annotations=current.annotations)
+    if added.digest != current.digest:
+        store.remove(current)

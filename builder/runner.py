@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from builder import host, preflight
 from builder.errors import EnginefarmError, Reason
@@ -14,6 +16,9 @@ from builder.events import JobFinished, JobOutcome, Listener, Note, RunStarted, 
 from builder.executors import AUTO, EXECUTORS, Executor, docker_answers
 from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
+from builder.gpu import visible_gpus
+from builder.gpu_choice import alike, fits, wrong_gpu
+from builder.job_stages import Tuned
 from builder.jobs import JobRunner, find_proved, make_keys, read_manifest
 from builder.journal import Journal
 from builder.models import Models
@@ -21,10 +26,10 @@ from builder.plan import Catalogue, Job, Plan
 from builder.project import Home, Project
 from builder.recipe import Recipe
 from builder.schedule import Task, run_tasks
+from builder.selection import take_lock
 from builder.stacks import Stack, build_stacks, load_stacks
 from builder.stage_runner import StageRunner
 from builder.store import Store
-from builder.worker.trt import ADAPTERS
 from builder.workspace import Workspace
 
 _NO_IMAGE = frozenset(
@@ -42,7 +47,8 @@ _NO_IMAGE = frozenset(
 class Settings:
     """How to execute. `jobs` null: one per processor. `executor` auto: docker where one answers, else local.
 
-    `memory_bytes`: limit of a stage in a container; null is what is free.
+    `memory_bytes`: limit of a stage in a container; null is what is free. `lock`: a stack's other lock to take.
+    `sealed`: the timing cache that builds on a GPU must do with; `sealed_here`: it comes out of this store.
     """
 
     jobs: int | None = None
@@ -52,6 +58,9 @@ class Settings:
     keep_work: bool = False
     executor: str = AUTO
     memory_bytes: int | None = None
+    lock: str | None = None
+    sealed: Path | None = None
+    sealed_here: bool = False
 
     @property
     def parallel(self) -> int:
@@ -71,7 +80,7 @@ def run(  # the parts of a run
     """Execute all jobs of a plan, in plan order of outcomes. A failed job does not stop the others.
 
     Raises:
-        EnginefarmError: what stands against starting at all: GPU_NEEDED, OPTION_UNSUPPORTED, DISK_FULL, PYTHON_MISSING,
+        EnginefarmError: what stands against starting at all: GPU_NEEDED, SM_MISMATCH, DISK_FULL, PYTHON_MISSING,
             ENVIRONMENT_MISSING, IMAGE_MISSING, DOCKER_UNAVAILABLE, STORE_READ_ONLY, STORE_FOREIGN.
 
     """
@@ -105,22 +114,26 @@ class Execution:
     journal: Journal = field(init=False)
     outcomes: dict[str, JobOutcome] = field(default_factory=dict)
     broken: dict[str, EnginefarmError] = field(default_factory=dict)
+    tuned: dict[str, Tuned | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Open the parts; nothing is written yet."""
         self.store = Store(self.home.store)
-        self.stacks = load_stacks(self.project.images)
+        self.stacks = take_lock(load_stacks(self.project.images), self.settings.lock)
         self.journal = Journal(self.home.journal)
         asked = self.settings.executor
         self._take("docker" if asked == AUTO and docker_answers() else "local" if asked == AUTO else asked)
 
     def run(self) -> tuple[JobOutcome, ...]:
         """Reuse, then make the rest."""
-        self._check_stacks()
+        self._find_gpus()
         self.listen(RunStarted(jobs=tuple(job.id for job in self.plan.jobs), parallel=self.settings.parallel))
+        for refused in self.outcomes.values():
+            self.listen(JobFinished(outcome=refused))
         self._identify()
+        able = [job for job in self.plan.jobs if job.id not in self.outcomes]
         with ThreadPoolExecutor(max_workers=host.processors()) as pool:
-            reused = list(pool.map(self._reuse, self.plan.jobs))
+            reused = list(pool.map(self._reuse, able))
         for outcome in reused:
             if outcome is not None:
                 self._finish(outcome)
@@ -144,18 +157,28 @@ class Execution:
             project=self.project, home=self.home, store=self.store, executor=self.executor, stacks=self.stacks
         )
 
-    def _check_stacks(self) -> None:
-        used = {name: self.stacks[name].build for name in dict.fromkeys(job.stack for job in self.plan.jobs)}
-        strange = [f"{name} ({stack.family})" for name, stack in used.items() if stack.family not in ADAPTERS]
-        needing = [name for name, stack in used.items() if stack.needs_gpu]
+    def _find_gpus(self) -> None:
+        """Find the GPUs of each job that is tuned on one; a job without is refused, all without is refused at once."""
+        needing = [job for job in self.plan.jobs if self.stacks[job.stack].build.needs_gpu]
+        gpus = visible_gpus(os.environ) if needing else ()
+        names = ", ".join(dict.fromkeys(job.stack for job in needing))
         without = [name for name, stack in build_stacks(self.stacks).items() if not stack.build.needs_gpu]
-        fix = f"stacks that need no GPU: {', '.join(without)}"
-        if needing and not host.has_gpu():
-            what = f"{', '.join(needing)} can build only on a machine with an NVIDIA GPU, and this one has none"
+        if needing and not gpus:
+            what = f"{names} can build only on a machine with an NVIDIA GPU, and this one has none"
+            fix = f"stacks that need no GPU: {', '.join(without)}"
             raise EnginefarmError(Reason.GPU_NEEDED, what, fix=fix)
-        if strange:
-            what = f"this version builds images of {', '.join(strange)} but no engines in them yet"
-            raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix=fix)
+        refused: list[JobOutcome] = []
+        for job in needing:
+            fitting = alike([gpu for gpu in gpus if fits(job, gpu)])
+            if fitting:
+                self.tuned[job.id] = Tuned(
+                    gpus=fitting, sealed=self.settings.sealed, same_device=self.settings.sealed_here
+                )
+            else:
+                refused.append(JobOutcome(job=job.id, status=Status.FAILED, seconds=0.0, error=wrong_gpu(job, gpus)))
+        if refused and len(refused) == len(self.plan.jobs):
+            raise refused[0].error or AssertionError
+        self.outcomes.update((outcome.job, outcome) for outcome in refused)
 
     def _identify(self) -> None:
         """Prepare the stacks whose software is unknown before it is there, such as images: keys depend on it."""
@@ -179,7 +202,7 @@ class Execution:
             onnx = self.models.identity(recipe)
             if onnx is None:
                 return None
-            keys = make_keys(job, recipe, onnx, self.executor.runtime(self.stacks[job.stack]))
+            keys = make_keys(job, recipe, onnx, self.executor.runtime(self.stacks[job.stack]), self.tuned.get(job.id))
             entry = find_proved(self.store, keys, verify=self.settings.verify)
             if entry is None:
                 return None
@@ -281,7 +304,8 @@ class Execution:
                 status = Status.CANCELLED if error.reason is Reason.INTERRUPTED else Status.FAILED
                 self._finish(JobOutcome(job=job.id, status=status, seconds=0.0, error=error, log=error.log))
                 return
-            self._finish(runner.run(job, self.recipes[job.recipe], self.executor.runtime(stack)))
+            runtime = self.executor.runtime(stack)
+            self._finish(runner.run(job, self.recipes[job.recipe], runtime, self.tuned.get(job.id)))
 
         seen = [self.journal.expected_rss(job.recipe, job.precision, job.stack, stage) for stage in ("build", "verify")]
         memory = preflight.job_memory_bytes(self._model_bytes(job), max((rss or 0 for rss in seen), default=0))

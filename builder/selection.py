@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from builder.errors import EnginefarmError, Reason
 from builder.plan import Catalogue, select_recipes
 from builder.project import Project
 from builder.recipe_file import load_recipes
-from builder.stacks import build_stacks, choose_stacks, load_stacks
-from builder.targets import choose_targets, load_precision_floors, load_targets
+from builder.stacks import Stack, build_stacks, choose_stacks, load_stacks
+from builder.targets import choose_targets, load_precision_floors, load_targets, suggestion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Names as given; none means all, for stacks the default ones. `recipes` are globs."""
+    """Names as given; none means all, for stacks the default ones. `recipes` are globs; `lock` as in `take_lock`."""
 
     targets: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
     stacks: tuple[str, ...] = ()
+    lock: str | None = None
 
 
 def load_catalogue(project: Project, selection: Selection) -> Catalogue:
@@ -30,7 +33,7 @@ def load_catalogue(project: Project, selection: Selection) -> Catalogue:
     """
     known_targets = load_targets()
     targets = choose_targets(known_targets, selection.targets)
-    stacks = load_stacks(project.images)
+    stacks = take_lock(load_stacks(project.images), selection.lock)
     chosen = choose_stacks(stacks, selection.stacks)
     return Catalogue(
         recipes=select_recipes(load_recipes(project.recipes, build_stacks(stacks), known_targets), selection.recipes),
@@ -39,3 +42,40 @@ def load_catalogue(project: Project, selection: Selection) -> Catalogue:
         all_stacks=tuple(build_stacks(stacks).values()),
         precision_floors=load_precision_floors(),
     )
+
+
+def take_lock(stacks: Mapping[str, Stack], lock: str | None) -> dict[str, Stack]:
+    """Take another lock for the stacks that have it; null leaves all as they are.
+
+    Raises:
+        EnginefarmError: STACK_UNKNOWN where no stack has such a lock.
+
+    """
+    if lock is None:
+        return dict(stacks)
+    if not any(lock in stack.spec.image.locks for stack in stacks.values()):
+        known = [f"{variant} of {name}" for name, stack in stacks.items() for variant in stack.spec.image.locks]
+        fix = f"locks: {', '.join(known) or 'none'}"
+        raise EnginefarmError(Reason.STACK_UNKNOWN, f"no stack has a lock {lock!r}", fix=fix)
+    return {name: stack.with_lock(lock) if lock in stack.spec.image.locks else stack for name, stack in stacks.items()}
+
+
+def stack_that_built(stacks: Mapping[str, Stack], name: str, lock_sha256: str) -> Stack:
+    """Return a stack with the lock of this digest.
+
+    Raises:
+        EnginefarmError: STACK_UNKNOWN where there is no such stack, INPUTS_CHANGED where none of its locks is that one.
+
+    """
+    if name not in stacks:
+        fix = suggestion(name, stacks, "stacks")
+        raise EnginefarmError(Reason.STACK_UNKNOWN, f"there is no stack {name!r}", fix=fix)
+    stack = stacks[name]
+    variants = [stack, *(stack.with_lock(variant) for variant in stack.spec.image.locks)]
+    found = next((item for item in variants if item.lock_sha256 == lock_sha256), None)
+    if found is None:
+        what = f"no lock of stack {name} is the one that the engine was built with ({lock_sha256[:12]})"
+        raise EnginefarmError(
+            Reason.INPUTS_CHANGED, what, fix="check out the project as it was, or build the job again"
+        )
+    return found

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from packaging.markers import Marker
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from typing_extensions import Self
 
 from builder.errors import EnginefarmError, Reason
+from builder.features import features_of
 from builder.targets import suggestion
 
 if sys.version_info >= (3, 11):
@@ -72,7 +74,10 @@ class _StackFile(BaseModel):
 
 
 class BuildStackFile(_StackFile):
-    """stack.toml of a stack that builds engines."""
+    """stack.toml of a stack that builds engines.
+
+    `lacks`: features (of trt-features.toml) that its TensorRT has and the stack has not, each with a comment why.
+    """
 
     role: Literal["build"]
     family: Literal["rtx", "trt8", "trt10", "trt11"]
@@ -84,7 +89,20 @@ class BuildStackFile(_StackFile):
     alone: list[SM] = Field(default_factory=list)
     grouping: Literal["together", "each"]
     precisions: list[str] = Field(min_length=1)
-    options: list[str] = Field(default_factory=list)
+    lacks: list[str] = Field(default_factory=list)
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Names of the features that this stack has."""
+        return features_of(self.family, self.tensorrt) - frozenset(self.lacks)
+
+    @model_validator(mode="after")
+    def _lacks_what_there_is(self) -> Self:
+        unknown = sorted(set(self.lacks) - features_of(self.family, self.tensorrt))
+        if unknown:
+            msg = f"lacks {', '.join(unknown)}, which TensorRT {self.tensorrt} has not either (trt-features.toml)"
+            raise ValueError(msg)
+        return self
 
 
 class ExportStackFile(_StackFile):

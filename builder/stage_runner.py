@@ -41,8 +41,15 @@ class StageRunner:
     timeout_s: float
     threads: int = 1
 
-    def run(self, subject: Subject, stage: str, inputs: Mapping[str, Path], params: Mapping[str, Any]) -> StageResult:
-        """Run a stage.
+    def run(
+        self,
+        subject: Subject,
+        stage: str,
+        inputs: Mapping[str, Path],
+        params: Mapping[str, Any],
+        gpu: str | None = None,
+    ) -> StageResult:
+        """Run a stage; `gpu` is the UUID of the device that it may use.
 
         Raises:
             EnginefarmError: as `stage.collect`; its `log` is the kept log.
@@ -57,6 +64,7 @@ class StageRunner:
             params=params,
             folder=self.workspace.stage(subject.label, stage),
             timeout_s=self.timeout_s,
+            gpu=gpu,
         )
         expected = self.journal.expected_seconds(subject.recipe, subject.precision, subject.stack.name, stage)
         self.listen(StepStarted(subject=subject.label, step=stage, expected_s=expected))

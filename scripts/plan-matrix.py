@@ -41,7 +41,7 @@ def make_matrix(plan: Mapping[str, Any], stacks: Mapping[str, Mapping[str, Any]]
     version = plan.get("plan_version")
     if version != PLAN_VERSION:
         raise MatrixError(f"the plan is of version {version}, not {PLAN_VERSION}")
-    found = {(job["stack"], job["recipe"], _numbers(job["sms"])): job for job in plan["jobs"]}
+    found = {(job["stack"], job["recipe"], _numbers(job["sms"]), job["compatibility"]): job for job in plan["jobs"]}
     if not found:
         raise MatrixError(f"the plan has no job ({len(plan.get('refusals', ()))} refused); choose more")
     if len(found) > MOST_ENTRIES:
@@ -52,12 +52,13 @@ def make_matrix(plan: Mapping[str, Any], stacks: Mapping[str, Mapping[str, Any]]
 
 
 def _entry(job: Mapping[str, Any], stack: Mapping[str, Any]) -> dict[str, Any]:
-    labels = [_label(sm) for sm in job["sms"]]
+    # what follows the precision: stack, SMs and compatibility
+    rest = job["id"].removeprefix(f"{job['recipe']}-{job['precision']}-")
     return {
-        "name": "-".join([job["recipe"], job["stack"], *labels]),
+        "name": f"{job['recipe']}-{rest}",
         "recipe": job["recipe"],
         "stack": job["stack"],
-        "jobs": "-".join([job["recipe"], "*", job["stack"], *labels]),
+        "jobs": f"{job['recipe']}-*-{rest}",
         "target": job["target"],
         "runner": _runner(stack, job["sms"]),
     }

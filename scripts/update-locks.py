@@ -32,7 +32,7 @@ BUILD_STACK = "images/trtrtx1.7-cuda13/requirements.lock"
 FLOOR = "3.10"
 EVERYWHERE = ("--universal", "--python-version", FLOOR)
 DEBIAN_11 = ("--universal", "--python-version", "3.9")
-# TensorRT's bindings know NumPy 1 only up to 10.9: weights from NumPy 2 read as zeros (8.6.0). ml-dtypes follows NumPy.
+# TensorRT's bindings know NumPy 1 only up to 10.13; weights from NumPy 2 read as zeros (8.6.0). ml-dtypes goes along.
 NUMPY_1 = ("numpy", "ml-dtypes")
 PLACELESS = ("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links")
 
@@ -69,6 +69,12 @@ LOCKS = (
     Lock(
         path="images/trt10.9-cuda12.8/requirements.lock",
         sources=("images/trt10.9-cuda12.8/requirements.in",),
+        shares=(BUILD_STACK,),
+        apart=NUMPY_1,
+    ),
+    Lock(
+        path="images/trt10.13-cuda12.9/requirements.lock",
+        sources=("images/trt10.13-cuda12.9/requirements.in",),
         shares=(BUILD_STACK,),
         apart=NUMPY_1,
     ),

@@ -91,7 +91,9 @@ def manifest(recipe: str = "tiny", precision: str = "fp16", *, variant: int = 0,
             flags=["STRONGLY_TYPED"],
             needs_host_code=False,
         ),
-        "build": m.BuildPart(seconds=0.52, max_rss_bytes=700 << 20, options={}, repeatable=True, warnings=[]),
+        "build": m.BuildPart(
+            seconds=0.52, max_rss_bytes=700 << 20, options={}, repeatable=True, tuned_on=None, warnings=[]
+        ),
         "proof": m.ProofPart(
             key="4" * 64,
             status="passed",
@@ -121,6 +123,7 @@ def manifest(recipe: str = "tiny", precision: str = "fp16", *, variant: int = 0,
         ),
         "reproducibility": m.Reproducibility(level="unmeasured", rebuilds=0, measured_at=None, detail=None),
         "stages": {"build": m.StageCost(seconds=0.52, max_rss_bytes=700 << 20)},
+        "bench": None,
         "host": {"system": "linux"},
     }
     return m.Manifest(**{**parts, **changes})

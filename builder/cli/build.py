@@ -31,7 +31,9 @@ from builder.report.built import (
 from builder.report.planned import refusal_lines
 from builder.runner import Settings, run
 from builder.selection import Selection, load_catalogue
+from builder.store import Store
 from builder.targets import load_targets
+from builder.timing_caches import find_cache
 
 
 @click.command("build")
@@ -48,6 +50,9 @@ from builder.targets import load_targets
               envvar="ENGINEFARM_EXECUTOR", help="What runs the stages; auto: docker where one answers.")  # fmt: skip
 @click.option("--memory", "memory_mib", type=click.IntRange(min=64), metavar="MIB",
               help="Limit of a stage in a container [default: what is free].")  # fmt: skip
+@options.lock
+@options.compat
+@click.option("--sealed", metavar="DIGEST", help="Use this timing cache alone; fail where it does not hold all.")
 @options.as_json
 @options.project
 def command(  # noqa: PLR0913 - one parameter per option
@@ -64,6 +69,9 @@ def command(  # noqa: PLR0913 - one parameter per option
     ids: tuple[str, ...],
     executor: str,
     memory_mib: int | None,
+    lock: str | None,
+    compat: str | None,
+    sealed: str | None,
     as_json: bool,
     folder: Path | None,
 ) -> int:
@@ -75,8 +83,8 @@ def command(  # noqa: PLR0913 - one parameter per option
         listed = ", ".join(load_targets())
         raise click.UsageError(f"Missing option '--target'. Targets: {listed}.", click.get_current_context())
     project, home = options.locate_project(folder), find_home()
-    catalogue = load_catalogue(project, Selection(targets=targets, recipes=recipes, stacks=stacks))
-    plan = require_jobs(select_jobs(make_plan(catalogue, precisions), ids))
+    catalogue = load_catalogue(project, Selection(targets=targets, recipes=recipes, stacks=stacks, lock=lock))
+    plan = require_jobs(select_jobs(make_plan(catalogue, precisions, compat), ids))
     out, err = options.stdout(), options.stderr()
     for line in refusal_lines(plan.refusals, err.width, err.paint):
         err.line(line)
@@ -88,6 +96,10 @@ def command(  # noqa: PLR0913 - one parameter per option
         keep_work=keep_work,
         executor=executor,
         memory_bytes=memory_mib * MIB if memory_mib is not None else None,
+        lock=lock,
+        sealed=find_cache(Store(home.store), sealed).path if sealed is not None else None,
+        # a cache of the store was measured here; TensorRT itself shall judge a file from elsewhere
+        sealed_here=sealed is not None and not Path(sealed).is_file(),
     )
     cancel = threading.Event()
     started = time.monotonic()

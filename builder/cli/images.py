@@ -22,8 +22,9 @@ from builder.console import open_console
 from builder.docker_engine import DockerEngine
 from builder.errors import EnginefarmError, ExitCode, Reason
 from builder.image_push import push_image
-from builder.image_record import newest_fitting, records
+from builder.image_record import ImageRecord, newest_fitting, records
 from builder.image_reproduce import reproduce_image
+from builder.image_unpack import save_record, unpack_image
 from builder.images import ImageBuilder, ImageSettings, settings_of
 from builder.preflight import MIB
 from builder.project import Project, find_home
@@ -244,6 +245,34 @@ def push(*, name: str, variant: str | None, target: str, as_json: bool, folder: 
                 *(f"  {kind} {digest}" for kind, digest in pushed.referrers.items()),
             ]
         )
+    return ExitCode.OK
+
+
+@command.command("unpack")
+@click.argument("names", metavar="STACK...", nargs=-1, required=True)
+@click.argument("target", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@lock_option
+@click.option("--record-only", is_flag=True, help="Only what is known of the image, not its files.")
+@options.project
+def unpack(*, names: tuple[str, ...], target: Path, variant: str | None, record_only: bool, folder: Path | None) -> int:
+    """Unpack images into a folder.
+
+    `enginefarm build --executor rootfs` runs stages in them where there is no Docker Engine: copy DIR there, keeping
+    modes and links, and name it in ENGINEFARM_ROOTFS. A record alone lets it find what the store has from an image.
+    """
+    project = options.locate_project(folder)
+
+    def take(builder: ImageBuilder, stack: Stack) -> tuple[ImageRecord, Path]:
+        record = builder.find(stack)
+        if record is None:
+            raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {stack.name} is not built")
+        if record_only:
+            return record, save_record(record, target)
+        return record, unpack_image(builder.engine, stack, record, target, builder.cancel, builder.listen)
+
+    for name in names:
+        record, made = with_builder(project, name, variant, None, take)
+        options.print_lines([f"{name} {record.digest} {made}"])
     return ExitCode.OK
 
 

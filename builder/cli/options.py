@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from builder.project import Project, find_project
-from builder.recipe import Precision
+from builder.recipe import COMPATIBILITY, Precision
 from builder.terminal import Terminal, open_terminal
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,6 +23,12 @@ project = click.option(
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder with recipes/ and images/ [default: found from here upwards].",
+)
+lock = click.option("--lock", metavar="VERSION", help="Take a stack's other lock, such as 8.6.0 of trt8.6-cuda12.0.")
+compat = click.option(
+    "--compat",
+    type=click.Choice(COMPATIBILITY),
+    help="Engines for more GPUs than the one they are tuned on, instead of what recipes say.",
 )
 
 

@@ -14,14 +14,18 @@ from builder.selection import Selection, load_catalogue
 
 @click.command("plan")
 @options.selection
+@options.lock
+@options.compat
 @options.as_json
 @options.project
-def command(
+def command(  # noqa: PLR0913 - one parameter per option
     *,
     targets: tuple[str, ...],
     recipes: tuple[str, ...],
     stacks: tuple[str, ...],
     precisions: tuple[str, ...],
+    lock: str | None,
+    compat: str | None,
     as_json: bool,
     folder: Path | None,
 ) -> None:
@@ -29,8 +33,8 @@ def command(
 
     Without options: every recipe, every precision, every target, the default stacks. Nothing is built or fetched.
     """
-    selection = Selection(targets=targets, recipes=recipes, stacks=stacks)
-    plan = make_plan(load_catalogue(options.locate_project(folder), selection), precisions)
+    selection = Selection(targets=targets, recipes=recipes, stacks=stacks, lock=lock)
+    plan = make_plan(load_catalogue(options.locate_project(folder), selection), precisions, compat)
     if as_json:
         options.stdout().line(plan.to_json())
     else:

@@ -49,7 +49,17 @@ def _docker(context: ExecutorContext) -> Executor:
     return executor
 
 
-EXECUTORS: dict[str, Callable[[ExecutorContext], Executor]] = {"docker": _docker, "local": LocalExecutor}
+def _rootfs(context: ExecutorContext) -> Executor:
+    # it reads images' records, whose model takes longer to import than most runs need it
+    executor: Executor = import_module("builder.executors.rootfs").RootfsExecutor(context)
+    return executor
+
+
+EXECUTORS: dict[str, Callable[[ExecutorContext], Executor]] = {
+    "docker": _docker,
+    "local": LocalExecutor,
+    "rootfs": _rootfs,
+}
 
 
 def docker_answers() -> bool:

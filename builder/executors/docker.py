@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from docker.errors import APIError
 from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
@@ -16,6 +19,7 @@ from builder.docker_engine import FLOOR, OWNER, RUN, DockerEngine, docker_errors
 from builder.docker_stream import Stream
 from builder.errors import EnginefarmError, Reason
 from builder.events import Note
+from builder.executors.contained import COMMAND, SOURCE, TMP, TMP_OPTIONS, WORK, image_runtime, stage_environment
 from builder.executors.context import ExecutorContext
 from builder.executors.processors import Processors
 from builder.image_record import ImageRecord
@@ -24,18 +28,25 @@ from builder.key import Runtime
 from builder.process import Outcome
 from builder.stacks import Stack
 from builder.stage import StageRequest, StageResult, collect, lay_out
-from builder.standin import STANDIN
-from builder.worker.addresses import ENVIRONMENT
 from builder.worker_source import WORKER
 
-_SOURCE = "/opt/enginefarm/src"
 _PIDS = 512
-_TMP = "size=256m,mode=1777"
 _KILLED = 137
 _SIGNALS = 128
 _TRIES = 2
 _BACK_S = 15.0
 _LOOK_S = 0.1
+# the engine's words where it has no driver of that name, and those of the runtime that it calls
+_NO_RUNTIME = (
+    "could not select device driver",
+    "nvidia-container-runtime-hook: no such file",
+    "unresolvable CDI devices",
+)
+_RUNTIME = ("nvidia-container-cli", "nvidia-container-runtime")
+_INSTALL_RUNTIME = (
+    "install nvidia-container-toolkit, then `sudo nvidia-ctk runtime configure --runtime=docker` and "
+    "`sudo systemctl restart docker`; or use --executor local"
+)
 
 
 class DockerExecutor:
@@ -72,8 +83,7 @@ class DockerExecutor:
         record = self._find(stack)
         if record is None:
             raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {stack.name} is not built")
-        base = f"{STANDIN} {record.base}" if record.standin else record.base
-        return Runtime(stack=stack, python=record.python, image=record.digest, image_base=base)
+        return image_runtime(stack, record)
 
     def ready(self, stack: Stack) -> bool:
         """Say whether the image is here."""
@@ -117,7 +127,8 @@ class DockerExecutor:
         if record is None:
             raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {stack.name} is gone")
         limit = self._memory_limit()
-        with self._processors.lend() as processor, docker_errors(f"running stage {request.stage}"):
+        doing = f"running stage {request.stage}"
+        with self._processors.lend() as processor, docker_errors(doing), _gpu_errors(request):
             container = self._create(record, request, processor, limit)
             failed = True
             try:
@@ -133,17 +144,13 @@ class DockerExecutor:
 
     def _create(self, record: ImageRecord, request: StageRequest, processor: int, limit: int) -> Container:
         environment = {
-            "PYTHONPATH": f"{_SOURCE}:/opt/stack",
-            "PYTHONHASHSEED": "0",
-            "HOME": "/tmp",  # noqa: S108  # the container's own
-            "TMPDIR": "/tmp",  # noqa: S108
-            "ENGINEFARM_CPU": str(processor),
+            **stage_environment(request, processor),
             "ENGINEFARM_LEASE": "stdin",
-            **(ENVIRONMENT if request.stage == "build" else {}),
+            **({"NVIDIA_DRIVER_CAPABILITIES": "compute,utility"} if request.gpu is not None else {}),
         }
         return self._engine.client.containers.create(
             record.tag,
-            ["python3", "-m", "builder.worker", "/work"],
+            list(COMMAND),
             network_mode="none",
             read_only=True,
             cap_drop=["ALL"],
@@ -152,18 +159,18 @@ class DockerExecutor:
             mem_limit=limit,
             memswap_limit=limit,
             pids_limit=_PIDS,
-            tmpfs={"/tmp": _TMP},  # noqa: S108
+            tmpfs={TMP: TMP_OPTIONS},
             mounts=[
-                Mount("/work", str(request.folder), type="bind"),
+                Mount(WORK, str(request.folder), type="bind"),
                 # links to the store lie here: nothing in a container may change them
-                Mount("/work/in", str(request.folder / "in"), type="bind", read_only=True),
-                Mount(f"{_SOURCE}/builder/worker", str(WORKER), type="bind", read_only=True),
+                Mount(f"{WORK}/in", str(request.folder / "in"), type="bind", read_only=True),
+                Mount(f"{SOURCE}/builder/worker", str(WORKER), type="bind", read_only=True),
             ],
             device_requests=_devices(request),
             environment=environment,
             labels={OWNER: str(self._context.home.root), RUN: str(request.folder.parents[1])},
             stdin_open=True,
-            working_dir="/work",
+            working_dir=WORK,
         )
 
     def _watch(self, container: Container, request: StageRequest) -> Outcome:
@@ -239,6 +246,24 @@ def _devices(request: StageRequest) -> list[DeviceRequest]:
     if request.gpu is None:
         return []
     return [DeviceRequest(driver="nvidia", device_ids=[request.gpu], capabilities=[["gpu"]])]
+
+
+@contextmanager
+def _gpu_errors(request: StageRequest) -> Iterator[None]:
+    """Name what keeps a GPU out of a container: the engine reports it like any of its own troubles."""
+    try:
+        yield
+    except APIError as error:
+        said = str(error.explanation or error)
+        if request.gpu is None:
+            raise
+        if any(sign in said for sign in _NO_RUNTIME):
+            what = f"this Docker Engine cannot give GPU {request.gpu} to a container"
+            raise EnginefarmError(Reason.TOOL_MISSING, what, why=said, fix=_INSTALL_RUNTIME) from error
+        if any(sign in said for sign in _RUNTIME):
+            what = f"NVIDIA's container runtime failed with GPU {request.gpu}"
+            raise EnginefarmError(Reason.GPU_UNREADABLE, what, why=said) from error
+        raise
 
 
 def _out_of_memory(request: StageRequest, limit: int) -> EnginefarmError:

@@ -9,7 +9,7 @@ import builder
 from builder import environments, process
 from builder.environments import Environment
 from builder.errors import EnginefarmError, Reason
-from builder.executors.context import ExecutorContext
+from builder.executors.context import ExecutorContext, gpu_environment
 from builder.executors.processors import Processors
 from builder.key import Runtime
 from builder.stacks import Stack
@@ -64,6 +64,9 @@ class LocalExecutor:
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         env |= {"PYTHONPATH": str(_SOURCE), "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
         env |= {"HOME": str(scratch), "TMPDIR": str(scratch)}
+        env |= gpu_environment(request)
+        # a list of its own, also an empty one: what is set for the farm counts other GPUs
+        env["CUDA_VISIBLE_DEVICES"] = request.gpu or ""
         if request.stage == "build":
             env |= ENVIRONMENT
         argv = [str(self._environment(stack).python), "-m", "builder.worker", str(request.folder)]

@@ -24,6 +24,9 @@ STAGES = {
     "build": "build",
     "examine": "examine",
     "verify": "verify",
+    "outputs": "outputs",
+    "bench": "bench",
+    "baseline": "baseline",
 }
 PR_SET_PDEATHSIG = 1
 

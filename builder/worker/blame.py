@@ -11,6 +11,8 @@ from .emulate import LOW_TYPES, emulated
 from .protocol import StageFailure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from onnx import ModelProto, NodeProto
 
     from .inputs import Case
@@ -23,14 +25,14 @@ TOP = 5
 
 def nonfinite(lowered: ModelProto, job: Job, case: Case, output: str, count: int, feeds: Arrays) -> StageFailure:
     """Name the first node whose output is not finite, and the nodes to keep in FP32."""
-    low, plain = _all_values(lowered, job, feeds)
+    low, plain = all_values(lowered, job, feeds)
     message = f"output {output} has {count} inf or NaN values at {case.name} in {job.precision}"
     for node in lowered.graph.node:
-        bad = [name for name in node.output if name in low and _bad(low[name], plain.get(name))]
+        bad = [name for name in node.output if name in low and overflows(low[name], plain.get(name))]
         if not bad:
             continue
-        largest = max((_largest(plain[name]) for name in bad if name in plain), default=float("nan"))
-        chain = _chain(lowered, node, plain, LARGEST[job.precision])
+        largest = max((largest_of(plain[name]) for name in bad if name in plain), default=float("nan"))
+        chain = chain_of(lowered, node, plain, LARGEST[job.precision])
         why = (
             f"node {node.name} ({node.op_type}) is the first: its largest value is {largest:.4g} in FP32, "
             f"{job.precision} ends at {LARGEST[job.precision]:.4g}"
@@ -55,9 +57,7 @@ def tolerance(
     feeds: Arrays,
 ) -> StageFailure:
     """Name the breach and the layers where the error jumps most."""
-    stated = ", ".join(f"{metric} is {value:.4g}, allowed {limit:.4g}" for metric, value, limit in breaches)
-    if metrics.get("shape_differs"):
-        stated = "its shape differs from the reference's"
+    stated = state(breaches, metrics)
     layers = [] if job.precision == "fp32" else _jumps(lowered, job, feeds)
     why = "the graph itself differs from the reference: no low precision is involved"
     if layers:
@@ -72,7 +72,32 @@ def tolerance(
     )
 
 
-def _all_values(lowered: ModelProto, job: Job, feeds: Arrays) -> tuple[Arrays, Arrays]:
+def on_gpu(  # noqa: PLR0913, PLR0917  (as `tolerance`, and a way to look inside the engine)
+    lowered: ModelProto,
+    job: Job,
+    case: Case,
+    output: str,
+    breaches: list[tuple[str, float, float]],
+    metrics: dict[str, Any],
+    feeds: Arrays,
+    run_debug: Callable[[list[str]], Arrays],
+) -> StageFailure:
+    """Name the node at fault in an engine whose graph is within tolerance; see `blame_engine`."""
+    from . import blame_engine
+
+    finding = blame_engine.Finding(case, output, breaches, metrics, feeds)
+    return blame_engine.explain(lowered, job, finding, run_debug)
+
+
+def state(breaches: list[tuple[str, float, float]], metrics: dict[str, Any]) -> str:
+    """Say which limits were broken, and by how much."""
+    if metrics.get("shape_differs"):
+        return "its shape differs from the reference's"
+    return ", ".join(f"{metric} is {value:.4g}, allowed {limit:.4g}" for metric, value, limit in breaches)
+
+
+def all_values(lowered: ModelProto, job: Job, feeds: Arrays) -> tuple[Arrays, Arrays]:
+    """Compute every value of the graph on the CPU, by name: with the rounding of the precision, and in plain FP32."""
     rounded = emulated(lowered, job.precision)
     plain = emulated(lowered, job.precision, rounding=False)
     names = [name for node in lowered.graph.node for name in node.output if name]
@@ -90,7 +115,7 @@ def _run_exposed(model: ModelProto, names: list[str], feeds: Arrays) -> Arrays:
     return run_session(session(model), feeds)
 
 
-def _chain(lowered: ModelProto, first: NodeProto, plain: Arrays, limit: float) -> list[str]:
+def chain_of(lowered: ModelProto, first: NodeProto, plain: Arrays, limit: float) -> list[str]:
     """Follow the values that do not fit until they do: all nodes on the way have to stay in FP32."""
     consumers: dict[str, list[NodeProto]] = {}
     for node in lowered.graph.node:
@@ -105,14 +130,14 @@ def _chain(lowered: ModelProto, first: NodeProto, plain: Arrays, limit: float) -
         if node.op_type != "Cast":
             chain[node.name] = None
         for name in node.output:
-            if name in plain and _largest(plain[name]) > limit:
+            if name in plain and largest_of(plain[name]) > limit:
                 queue += consumers.get(name, [])
     return list(chain)
 
 
 def _jumps(lowered: ModelProto, job: Job, feeds: Arrays) -> list[dict[str, Any]]:
-    low, plain = _all_values(lowered, job, feeds)
-    error = {name: _relative(plain[name], low[name]) for name in low if name in plain and _is_float(low[name])}
+    low, plain = all_values(lowered, job, feeds)
+    error = {name: relative(plain[name], low[name]) for name in low if name in plain and _is_float(low[name])}
     found = []
     for node in lowered.graph.node:
         after = max((error[name] for name in node.output if name in error), default=None)
@@ -123,20 +148,23 @@ def _jumps(lowered: ModelProto, job: Job, feeds: Arrays) -> list[dict[str, Any]]
     return sorted(found, key=lambda item: -float(item["jump"]))[:TOP]
 
 
-def _relative(plain: np.ndarray, low: np.ndarray) -> float:
+def relative(plain: np.ndarray, low: np.ndarray) -> float:
+    """Return the root mean square of the difference over that of the plain values."""
     wide, narrow = plain.astype(np.float64), low.astype(np.float64)
     scale = float(np.sqrt(np.mean(wide**2))) if wide.size else 0.0
     distance = float(np.sqrt(np.mean((wide - narrow) ** 2))) if wide.size else 0.0
     return distance / scale if scale > 0 else distance
 
 
-def _bad(low: np.ndarray, plain: np.ndarray | None) -> bool:
+def overflows(low: np.ndarray, plain: np.ndarray | None) -> bool:
+    """Say whether values are inf or NaN where the plain ones are finite."""
     if not _is_float(low) or np.isfinite(low).all():
         return False
     return plain is None or bool(np.any(np.isfinite(plain) & ~np.isfinite(low)))
 
 
-def _largest(values: np.ndarray) -> float:
+def largest_of(values: np.ndarray) -> float:
+    """Return the largest magnitude; 0 for what are no floats."""
     return float(np.max(np.abs(values))) if values.size and _is_float(values) else 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from . import addresses
@@ -12,16 +13,21 @@ if TYPE_CHECKING:
     from .protocol import Job
 
 ENGINE = "out/model.plan"
+TIMING_CACHE = "out/timing.cache"
 
 
 def run(job: Job) -> Outcome:
-    """Build the engine, in a process whose memory layout repeats.
+    """Build the engine; where that makes its bytes repeat, in a process whose memory layout does.
 
     Raises:
         StageFailure: what TensorRT refuses, with its own words.
 
     """
-    addresses.prepare()
     request = read_request(job)
+    if request.family == "rtx":
+        addresses.prepare()
     data = adapter(request.family).build(request, job.inputs["lowered"], ENGINE)
-    return Outcome({"engine": ENGINE}, data)
+    outputs = {"engine": ENGINE}
+    if os.path.exists(TIMING_CACHE):
+        outputs["timing_cache"] = TIMING_CACHE
+    return Outcome(outputs, data)

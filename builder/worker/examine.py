@@ -1,15 +1,17 @@
-"""Stage examine: what precision do the layers really compute in? Read from TensorRT's own network."""
+"""Stage examine: what precision do the layers really compute in? Read from TensorRT's network, or from the engine."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .protocol import Outcome, StageFailure
-from .trt import adapter, read_request
+from .trt import adapter, gpu_adapter, read_request
 
 if TYPE_CHECKING:
     from .protocol import Job
+    from .realised import Wish
     from .trt import Layer
 
 # Precision asked for to the type that its layers must have.
@@ -46,6 +48,9 @@ MOVES = frozenset(
         "UNSQUEEZE",
     }
 )
+# Why the lower stage kept a node, where it is that the converter, or one TensorRT, cannot lower it: nothing is lost if
+# another one computes it in low precision all the same.
+NEEDLESS = ("is not lowered", "kernel for")
 # Below this share of the work in the precision asked for, the engine is not what it is called.
 ENOUGH = 0.5
 
@@ -61,18 +66,62 @@ def run(job: Job) -> Outcome:
     """Compare the precision asked for with the types of the layers.
 
     `mixed` is no failure by itself: nodes kept in FP32 on purpose, and layers that the model brings in another type,
-    are listed and stay. Only FP32 that nobody asked for in an FP16 or BF16 engine fails.
+    are listed and stay. Only FP32 that nobody asked for in an FP16 or BF16 engine fails. With `engine_layers` in the
+    job, the engine itself is judged: the types in TensorRT's network are only what it may do.
 
     Raises:
-        StageFailure: precision-silent-fp32, naming the layers; op-unsupported or model-invalid.
+        StageFailure: precision-silent-fp32, naming the layers; op-unsupported or model-invalid; of an engine also
+            precision-lost-fp32, precision-unproven, engine-invalid and what loading it can fail with.
 
     """
     request = read_request(job)
     layers = adapter(request.family).layers(request, job.inputs["lowered"])
+    if job.params.get("engine_layers") and "engine" in job.inputs:
+        text = gpu_adapter(request.family).engine_layers(request, job.inputs["engine"])
+        return Outcome({}, _of_engine(job, layers, text))
     data = examine(layers, job.precision, _allowed(job))
     if data["silent_fp32"] or (job.precision in ("fp16", "bf16") and data["share"] < ENOUGH and not data["kept_fp32"]):
         raise _silent(data)
     return Outcome({}, data)
+
+
+def _of_engine(job: Job, layers: list[Layer], text: str) -> dict[str, Any]:
+    from . import asked, realised  # a stack that judges networks alone needs neither, nor onnx
+    from .trt import inspect
+
+    inspection = inspect.read(text)
+    lowered = asked.read(job.inputs["lowered"])
+    if inspection.tensors and set(inspection.tensors) != set(lowered.tensors):
+        raise StageFailure(
+            "engine-invalid",
+            "the engine is not of this model: its inputs and outputs have other names",
+            why=f"engine: {', '.join(inspection.tensors)}; model: {', '.join(lowered.tensors)}",
+            fix="build it again",
+        )
+    verdict = realised.judge(layers, inspection, lowered, _wish(job, lowered.ops))
+    if verdict.reason == "precision-lost-fp32":
+        raise _lost(verdict.data)
+    if verdict.reason:
+        raise _silent(verdict.data)
+    return verdict.data
+
+
+def _wish(job: Job, ops: dict[str, str]) -> Wish:
+    from .realised import Wish
+
+    options = job.params["options"]
+    reasons = job.params.get("kept_reasons", {})
+    must = {node for node, reason in reasons.items() if not any(text in reason for text in NEEDLESS)}
+    asked = job.params.get("keep_fp32", {})
+    must |= {node for node, op in ops.items() if node in asked.get("nodes", []) or op in asked.get("ops", [])}
+    return Wish(
+        precision=job.precision,
+        allowed=frozenset(_allowed(job) | must),
+        must=frozenset(must),
+        size=None if options["strip_weights"] else os.path.getsize(job.inputs["engine"]),
+        # the file of a version compatible engine can hold a whole lean runtime
+        padded=bool(options["version_compatible"]),
+    )
 
 
 def _allowed(job: Job) -> set[str]:
@@ -89,7 +138,7 @@ def examine(layers: list[Layer], precision: str, allowed: set[str]) -> dict[str,
     in_fp32 = [layer for layer in computing if _type(layer) == "FLOAT"]
     kept = [layer for layer in in_fp32 if layer.node in allowed] if wanted != "FLOAT" else []
     silent = [layer for layer in in_fp32 if layer.node not in allowed] if wanted != "FLOAT" else []
-    share = _share(in_wanted, computing)
+    share = share_of(in_wanted, computing)
     others = [layer for layer in computing if _type(layer) not in (wanted, "FLOAT")]
     return {
         "source": "network",
@@ -118,7 +167,8 @@ def _type(layer: Layer) -> str:
     return (layer.inputs or layer.outputs or ["NONE"])[0]
 
 
-def _share(in_wanted: list[Layer], computing: list[Layer]) -> Share:
+def share_of(in_wanted: list[Layer], computing: list[Layer]) -> Share:
+    """Return how much of the work of all compute layers is in some of them: by multiply-adds where all are known."""
     if not computing:
         return Share(1.0, "count")
     if all(layer.macs is not None and layer.macs >= 0 for layer in computing):
@@ -145,5 +195,16 @@ def _silent(data: dict[str, Any]) -> StageFailure:
         else f"only {percent} % of the {precision} engine's work is in {precision}",
         why=f"{percent} % of the work is in {precision}; in FP32: {', '.join(silent) or 'none'}",
         fix="name the nodes in keep_fp32 if that is meant, else correct the lowering",
+        details=data,
+    )
+
+
+def _lost(data: dict[str, Any]) -> StageFailure:
+    lost, precision = data["lost_fp32"], data["requested"]
+    return StageFailure(
+        "precision-lost-fp32",
+        f"{len(lost)} nodes that were to stay in FP32 compute in {precision}: {', '.join(lost[:5])}",
+        why="TensorRT chose a kernel of low precision for them",
+        fix="report it: precision constraints were not obeyed; or keep the nodes around them in FP32, too",
         details=data,
     )

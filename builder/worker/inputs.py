@@ -64,6 +64,18 @@ def outside_cases(profiles: list[Profile]) -> list[Case]:
     return [case for case in found if not any(_contains(profile, case) for profile in profiles)]
 
 
+def static_outside_cases(profiles: list[Profile]) -> list[Case]:
+    """List one shape per shape profile that lies just outside, for models whose axes are all fixed."""
+    return [
+        Case(
+            profile.name,
+            f"{ABOVE}0",
+            {name: (ranges.max[0] + 1, *ranges.max[1:]) for name, ranges in profile.inputs.items() if ranges.max},
+        )
+        for profile in profiles
+    ]
+
+
 def make(spec: dict[str, Any], shape: Shape, name: str, case: str) -> np.ndarray:
     """Make the values of one input for one case.
 

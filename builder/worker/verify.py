@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
-from . import blame
+from . import blame, suggest
 from .emulate import emulated
 from .graph import PROTOBUF_LIMIT_BYTES, load, name_nodes
-from .inputs import Case, cases, make_all, outside_cases
+from .inputs import Case, cases, make_all, outside_cases, static_outside_cases
 from .metrics import breaches, compare, headroom
 from .protocol import Outcome, StageFailure, did_you_mean
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .protocol import Job
 
 Arrays = dict[str, np.ndarray]
+# Failures that keeping nodes in FP32 may mend.
+ADVISABLE = ("numerics-nonfinite", "numerics-tolerance")
 METHODS = {
     "fp32": "ONNX Runtime on the CPU, FP32",
     "tf32": "ONNX Runtime on the CPU, operands of products rounded to TF32",
@@ -30,20 +32,23 @@ METHODS = {
 
 
 def run(job: Job) -> Outcome:
-    """Verify a lowered model.
+    """Verify an engine on the GPU; without an engine among the inputs, the lowered model on the CPU.
 
     Raises:
-        StageFailure: numerics-nonfinite, numerics-tolerance, profile-invalid, input-invalid, model-invalid.
+        StageFailure: numerics-nonfinite, numerics-tolerance, profile-invalid, input-invalid, model-invalid; for an
+            engine also gpu-needed, engine-invalid, engine-version, sm-mismatch, library-missing, out-of-memory.
 
     """
     started = time.monotonic()
-    verification = Verification(job)
-    results = [verification.check(case) for case in cases(job.profiles)]
-    outside = [verification.look_outside(case) for case in outside_cases(job.profiles)]
+    on_gpu = "engine" in job.inputs
+    verification = Verification(job, _engine(job) if on_gpu else OnCpu(job))
+    results = [verification.check_or_advise(case) for case in cases(job.profiles)]
+    beyond = outside_cases(job.profiles) or (static_outside_cases(job.profiles) if on_gpu else [])
+    outside = [verification.look_outside(case) for case in beyond]
     data = {
-        "engine_verified": False,
-        "engine_reason": "no GPU",
-        "method": METHODS[job.precision],
+        "engine_verified": on_gpu,
+        "engine_reason": None if on_gpu else job.params.get("engine_reason", "no GPU"),
+        "method": verification.candidate.method,
         "reference": "framework" if verification.recorded else "onnxruntime-fp32",
         "cases": results,
         "outside": outside,
@@ -53,11 +58,57 @@ def run(job: Job) -> Outcome:
     return Outcome({}, data)
 
 
-class Verification:
-    """Sessions and reference of one run."""
+class Candidate(Protocol):
+    """What is verified."""
 
-    def __init__(self, job: Job) -> None:
+    method: str
+    outputs: list[str]
+    # whether there is something to learn from running it outside its shape profiles
+    runs_outside: bool
+
+    def run(self, case: Case, feeds: Arrays) -> Arrays:
+        """Compute the outputs at one shape; anything that is raised means that the shape is not taken."""
+
+    def accepts(self, case: Case) -> list[str]:
+        """Name the shape profiles that take a shape which none should take."""
+
+    def blame(self, case: Case, output: str, metrics: dict[str, Any], feeds: Arrays) -> StageFailure | None:
+        """Name the layer at fault where that is not the lowered graph's; None leaves it to the graph."""
+
+
+class OnCpu:
+    """The lowered model on ONNX Runtime, with the rounding of its precision."""
+
+    runs_outside = True
+
+    def __init__(self, job: Job, lowered: onnx.ModelProto | None = None) -> None:
+        self.method = METHODS[job.precision]
+        self._profiles = job.params["engine_profiles"]
+        model = onnx.load(job.inputs["lowered"]) if lowered is None else lowered
+        self._session = session(emulated(model, job.precision), job.params.get("threads"))
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, case: Case, feeds: Arrays) -> Arrays:
+        """Run on the CPU."""
+        del case
+        return run_session(self._session, feeds)
+
+    def accepts(self, case: Case) -> list[str]:
+        """Look into the profiles that TensorRT read back."""
+        return [str(profile["name"]) for profile in self._profiles if _takes(profile, case)]
+
+    def blame(self, case: Case, output: str, metrics: dict[str, Any], feeds: Arrays) -> StageFailure | None:
+        """Nothing but the lowered graph has run."""
+        del case, output, metrics, feeds
+        return None
+
+
+class Verification:
+    """Candidate and reference of one run."""
+
+    def __init__(self, job: Job, candidate: Candidate) -> None:
         self.job = job
+        self.candidate = candidate
         self.tolerance = job.params["tolerance"]
         self.recorded: Arrays | None = None
         if "reference" in job.inputs:
@@ -65,20 +116,44 @@ class Verification:
                 self.recorded = dict(archive)
         self.lowered = onnx.load(job.inputs["lowered"])
         threads = job.params.get("threads")
-        self.candidate = session(emulated(self.lowered, job.precision), threads)
         self.source = session(_named(job.inputs["model"]), threads) if self.recorded is None else None
-        self.outputs = [value.name for value in self.candidate.get_outputs()]
+        self.outputs = candidate.outputs
         for name in self.tolerance["outputs"]:
             if name not in self.outputs:
                 what = f"the recipe has a tolerance for output {name}, which the model does not have"
                 fix = f"the model's outputs: {', '.join(self.outputs)}{did_you_mean(name, self.outputs)}"
                 raise StageFailure("input-invalid", what, fix=fix)
 
+    def check_or_advise(self, case: Case) -> dict[str, Any]:
+        """Compare at one shape; where the recipe wishes it, a breach names the nodes to keep in FP32."""
+        try:
+            return self.check(case)
+        except StageFailure as failure:
+            if failure.reason not in ADVISABLE or not self.job.params.get("auto_fp32"):
+                raise
+            raise suggest.advise(failure, self.job, self._reference(case)[0], self.judge) from failure
+
+    def judge(self, lowered: onnx.ModelProto) -> dict[str, Any] | None:
+        """Verify another lowering on the CPU; return the metric closest to its limit, None for a breach."""
+        candidate = OnCpu(self.job, lowered)
+        results = []
+        for case in cases(self.job.profiles):
+            feeds, reference = self._reference(case)
+            got = candidate.run(case, feeds)
+            outputs = {name: compare(reference[name], got[name]) for name in self.outputs}
+            limits = {name: self.tolerance["outputs"].get(name, self.tolerance["default"]) for name in outputs}
+            if any(metrics["nonfinite"] or breaches(metrics, limits[name]) for name, metrics in outputs.items()):
+                return None
+            results.append({"profile": case.profile, "point": case.point, "outputs": outputs})
+        return self.worst(results) or {}
+
     def check(self, case: Case) -> dict[str, Any]:
         """Compare all outputs at one shape."""
         feeds, reference = self._reference(case)
         try:
-            got = run_session(self.candidate, feeds)
+            got = self.candidate.run(case, feeds)
+        except StageFailure:
+            raise
         except Exception as error:  # ONNX Runtime's errors share no public base class
             raise _cannot_take(case, error) from error
         result: dict[str, Any] = {"profile": case.profile, "point": case.point, "outputs": {}, "ok": True}
@@ -86,6 +161,10 @@ class Verification:
         for name in self.outputs:
             metrics = compare(reference[name], got[name])
             found = breaches(metrics, self.tolerance["outputs"].get(name, self.tolerance["default"]))
+            if metrics["nonfinite"] or found:
+                fault = self.candidate.blame(case, name, metrics, feeds)
+                if fault is not None:
+                    raise fault
             if metrics["nonfinite"]:
                 raise blame.nonfinite(self.lowered, self.job, case, name, metrics["nonfinite"], feeds)
             if found:
@@ -95,7 +174,7 @@ class Verification:
 
     def look_outside(self, case: Case) -> dict[str, Any]:
         """See what the graph does just outside; the engine must not take the shape at all."""
-        accepted = [profile["name"] for profile in self.job.params["engine_profiles"] if _takes(profile, case)]
+        accepted = self.candidate.accepts(case)
         if accepted:
             raise StageFailure(
                 "profile-invalid",
@@ -103,7 +182,7 @@ class Verification:
                 why=f"TensorRT's shape profiles that contain it: {', '.join(accepted)}",
                 fix="report it: the shape profiles were not built as the recipe says",
             )
-        state, detail = self._behaviour(case)
+        state, detail = self._behaviour(case) if self.candidate.runs_outside else ("not run", "the engine refuses it")
         shapes = {name: list(shape) for name, shape in case.shapes.items()}
         return {
             "profile": case.profile,
@@ -167,7 +246,7 @@ class Verification:
             else:
                 feeds = make_all(self.job.params["inputs"], case)
                 reference = run_session(self.source, feeds)
-            got = run_session(self.candidate, feeds)
+            got = self.candidate.run(case, feeds)
         except Exception as error:  # noqa: BLE001  (refusing is a fine answer here)
             return "refuses", str(error).strip().splitlines()[0][:300]
         for name in self.outputs:
@@ -176,6 +255,13 @@ class Verification:
             if metrics["nonfinite"] or breaches(metrics, tolerance):
                 return "differs", f"output {name} is outside its tolerance"
         return "agrees", ""
+
+
+def _engine(job: Job) -> Candidate:
+    # TensorRT is not in every environment that verifies
+    from .on_gpu import OnGpu
+
+    return OnGpu(job)
 
 
 def _named(path: str) -> onnx.ModelProto | str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ import pytest
 from builder.docker_engine import DockerEngine
 from builder.errors import EnginefarmError
 from builder.image_record import ImageRecord
+from builder.image_unpack import unpack_image
+from builder.stacks import load_stacks
 from tests.integration.farm import ROOT, Farm, build_image, installed, share_environments
 
 
@@ -57,6 +61,19 @@ def rtx_image(docker_engine: DockerEngine) -> ImageRecord:
     """The image with TensorRT-RTX."""
     assert docker_engine.info().version
     return build_image("trtrtx1.7-cuda13")
+
+
+@pytest.fixture(scope="session")
+def roots(tmp_path_factory: pytest.TempPathFactory, docker_engine: DockerEngine, rtx_image: ImageRecord) -> Path:
+    """A folder with the image of TensorRT-RTX, unpacked."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: unpacked images are entered by chroot")
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount: a virtual machine or a privileged container")
+    folder = tmp_path_factory.mktemp("roots")
+    stack = load_stacks(ROOT / "images")["trtrtx1.7-cuda13"]
+    unpack_image(docker_engine, stack, rtx_image, folder, threading.Event(), lambda _: None)
+    return folder
 
 
 @pytest.fixture

@@ -6,13 +6,11 @@ import gc
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -31,6 +29,7 @@ from builder.stacks import load_stacks
 from builder.stage import StageRequest, StageResult
 from builder.worker_source import WORKER
 from tests.integration.farm import ROOT, Farm, product, shapes, share_environments
+from tests.integration.proxy import Proxy
 
 pytestmark = pytest.mark.integration
 
@@ -112,7 +111,7 @@ class Box:
         self.secret = folder / "secret.txt"
         self.secret.write_text("kept", encoding="utf-8")
 
-    def run(self, timeout_s: float = 60.0) -> StageResult:
+    def run(self, timeout_s: float = 60.0, gpu: str | None = None) -> StageResult:
         folder = self.run_folder / "a job" / "lower"
         request = StageRequest(
             job="a job",
@@ -121,6 +120,7 @@ class Box:
             params={},
             folder=folder,
             timeout_s=timeout_s,
+            gpu=gpu,
         )
         return self.executor.run(self.stack, request)
 
@@ -237,6 +237,17 @@ def test_an_image_that_is_not_there(box: Callable[..., Box], monkeypatch: pytest
     assert caught.value.reason is Reason.IMAGE_MISSING
 
 
+def test_a_gpu_that_the_engine_cannot_give(box: Callable[..., Box]) -> None:
+    one = box(HANGS)
+    info = one.engine.client.info()
+    if "nvidia" in info["Runtimes"] or "nvidia.com/gpu" in json.dumps(info.get("DiscoveredDevices")):
+        pytest.skip("needs a Docker Engine without NVIDIA's runtime")
+    with pytest.raises(EnginefarmError) as caught:
+        one.run(gpu="GPU-11111111-aaaa-0000-0000-000000000001")
+    assert caught.value.reason is Reason.TOOL_MISSING
+    assert "nvidia-container-toolkit" in (caught.value.fix or "")
+
+
 KILLED_FARM = """
 import sys, threading
 from contextlib import suppress
@@ -275,59 +286,6 @@ def test_the_engines_are_those_of_the_local_executor(farm: Farm, rtx_image: Imag
     again = farm.run("reproduce", inside[0]["job"], "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["level"] == "bitwise"
-
-
-class Proxy:
-    """A Docker socket that can go away and come back, with the real one behind it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._open: list[socket.socket] = []
-        self._listen()
-
-    def _listen(self) -> None:
-        self._server = socket.socket(socket.AF_UNIX)
-        self._server.bind(str(self._path))
-        self._server.listen(50)
-        threading.Thread(target=self._accept, args=[self._server], daemon=True).start()
-
-    def _accept(self, server: socket.socket) -> None:
-        while True:
-            try:
-                client, _ = server.accept()
-            except OSError:
-                return
-            engine = socket.socket(socket.AF_UNIX)
-            engine.connect("/var/run/docker.sock")
-            self._open += [client, engine]
-            for source, target in ((client, engine), (engine, client)):
-                threading.Thread(target=self._copy, args=[source, target], daemon=True).start()
-
-    def _copy(self, source: socket.socket, target: socket.socket) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
-
-    def close(self) -> None:
-        """Go away, as an engine that is stopped."""
-        self._path.unlink()
-        # wakes the thread that waits in accept()
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._server.close()
-        for one in self._open:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-        self._open.clear()
-
-    def restart(self, away_s: float) -> None:
-        """Go away and come back."""
-        self.close()
-        time.sleep(away_s)
-        self._listen()
 
 
 TAKES_A_WHILE = """

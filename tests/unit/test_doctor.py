@@ -29,13 +29,14 @@ from builder.doctor_checks import (
     docker_disk_check,
     docker_info,
     gpu_check,
-    parse_gpus,
+    gpu_memory_check,
     runtime_check,
     stack_check,
 )
-from builder.doctor_facts import Answer, Facts, Ran
+from builder.doctor_facts import Answer, Facts, Gpus, Ran
 from builder.environments import BasePython
 from builder.errors import EnginefarmError, Reason
+from builder.gpu import Gpu
 from builder.project import Home
 from builder.stacks import Stack, load_stacks
 
@@ -43,7 +44,15 @@ GIB = 1 << 30
 IMAGES = Path(__file__).parents[2] / "images"
 RTX = load_stacks(IMAGES)["trtrtx1.7-cuda13"]
 DRIVERS = {"12": "525.60.13", "13": "580.65.06"}
-ADA = "0, GPU-9196782c, NVIDIA GeForce RTX 4090, 8.9, 580.95.05, 24564"
+ADA = Gpu(
+    uuid="GPU-9196782c",
+    index=0,
+    name="NVIDIA GeForce RTX 4090",
+    sm="8.9",
+    driver="580.95.05",
+    memory_bytes=24564 << 20,
+    mig=False,
+)
 ENGINE: Mapping[str, Any] = {
     "ServerVersion": "26.1.5+dfsg1",
     "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
@@ -72,7 +81,7 @@ def facts(**changes: Any) -> Facts:
     plain = Facts(
         docker=None,
         buildx=None,
-        nvidia_smi=None,
+        gpus=Gpus(),
         nvidia_toolkit=False,
         cdi=False,
         index=(Answer(address="https://pypi.org/simple", clock_ahead_s=-1.2),),
@@ -251,52 +260,76 @@ def test_docker_disk() -> None:
     assert docker_disk_check(Path("/var/lib/docker"), 19 * GIB, 20).status is Verdict.WARN
 
 
+def seen(*gpus: Gpu, **changes: Any) -> Gpus:
+    """Make what is seen of GPUs, all of them visible."""
+    return replace(Gpus(found=gpus, visible=gpus, free={one.uuid: one.memory_bytes for one in gpus}), **changes)
+
+
+T4 = replace(ADA, uuid="GPU-1", index=2, name="NVIDIA T4", sm="7.5", memory_bytes=15 * GIB)
+
+
 def test_gpus() -> None:
-    told = ran(f"{ADA}\n{ADA.replace('0,', '1,', 1)}\n2, GPU-1, NVIDIA T4, 7.5, 580.95.05, [N/A]\nwarning: something\n")
-    gpus = parse_gpus(told)
-    assert [gpu.sm for gpu in gpus] == ["8.9", "8.9", "7.5"]
-    assert gpu_check(told, gpus).found == (
-        "2 x NVIDIA GeForce RTX 4090 (SM 8.9, 24 GiB); NVIDIA T4 (SM 7.5, memory not told); driver 580.95.05"
+    check = gpu_check(seen(ADA, replace(ADA, uuid="GPU-2", index=1), T4))
+    assert (check.status, check.found) == (
+        Verdict.OK,
+        "2 x NVIDIA GeForce RTX 4090 (SM 8.9, 24 GiB); NVIDIA T4 (SM 7.5, 15 GiB); driver 580.95.05",
     )
 
 
-@pytest.mark.parametrize(
-    ("told", "fix"),
-    [
-        (ran("Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.95", 18), "Reboot"),
-        (ran("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9), "nvidia-smi -L"),
-        (ran('Field "compute_cap" is not a valid field to query.', 2), "update the driver"),
-        (ran("", None), "update the driver"),
-    ],
-)
-def test_a_driver_in_trouble(told: Ran, fix: str) -> None:
-    assert parse_gpus(told) == ()
-    check = gpu_check(told, ())
-    assert check.status is Verdict.WARN
-    assert fix in check.fix
+def test_gpus_that_are_hidden() -> None:
+    some = gpu_check(seen(ADA, T4, visible=(T4,), asked="2"))
+    assert (some.status, some.found) == (
+        Verdict.OK,
+        "NVIDIA T4 (SM 7.5, 15 GiB); driver 580.95.05; CUDA_VISIBLE_DEVICES=2 hides "
+        "NVIDIA GeForce RTX 4090 (SM 8.9, 24 GiB)",
+    )
+    none = gpu_check(seen(T4, visible=(), asked=""))
+    assert (none.status, none.found) == (Verdict.WARN, "NVIDIA T4 (SM 7.5, 15 GiB), hidden by CUDA_VISIBLE_DEVICES=")
+
+
+def test_no_gpu_and_a_gpu_without_a_driver() -> None:
+    assert gpu_check(Gpus()).status is Verdict.ABSENT
+    check = gpu_check(Gpus(plugged=True))
+    assert (check.status, "install NVIDIA's driver" in check.fix) == (Verdict.WARN, True)
+
+
+def test_a_driver_in_trouble() -> None:
+    trouble = EnginefarmError(Reason.GPU_UNREADABLE, "NVIDIA's driver does not answer", why="GPU is lost", fix="reboot")
+    check = gpu_check(Gpus(plugged=True, trouble=trouble))
+    assert (check.status, check.found, check.fix) == (Verdict.WARN, "GPU is lost", "reboot")
+
+
+def test_memory_that_others_hold(tmp_path: Path) -> None:
+    assert gpu_memory_check(seen(ADA, T4, free={ADA.uuid: 13 * GIB, T4.uuid: 8 * GIB})) is None
+    gpus = seen(ADA, T4, free={ADA.uuid: 13 * GIB, T4.uuid: 7 * GIB})
+    check = gpu_memory_check(gpus)
+    assert check is not None
+    assert (check.status, check.found) == (Verdict.WARN, "GPU 2 (NVIDIA T4): 7 of 15 GiB free")
+    assert verdicts(examine(facts(gpus=gpus), [ready()], Home(root=tmp_path)))["gpu-memory"] == "warn"
 
 
 @pytest.mark.parametrize(
     ("gpu", "changes", "status", "found"),
     [
-        ("", {}, "ok", "builds for SM 7.5, 8.0, 8.6, 8.9, 12.0, without a GPU"),
-        ("", {"needs_gpu": True}, "absent", "no GPU"),
+        (None, {}, "ok", "builds for SM 7.5, 8.0, 8.6, 8.9, 12.0, without a GPU"),
+        (None, {"needs_gpu": True}, "absent", "no GPU"),
         (ADA, {}, "ok", "builds and runs for SM 8.9"),
-        (ADA.replace("580.95.05", "575.57.08"), {}, "warn", "driver 575.57.08, older than 580.65.06"),
-        (ADA.replace("580.95.05", "575.57.08"), {"cuda": "12.9"}, "ok", "builds and runs for SM 8.9"),
-        (ADA.replace("580.95.05", "470.1"), {"cuda": "11.8"}, "ok", "builds and runs for SM 8.9"),
-        (ADA.replace("8.9", "9.0"), {}, "warn", "not for this GPU: SM 9.0"),
-        (ADA.replace("8.9", "9.0"), {"needs_gpu": True}, "warn", "not for this GPU: SM 9.0"),
+        (replace(ADA, driver="575.57.08"), {}, "warn", "driver 575.57.08, older than 580.65.06"),
+        (replace(ADA, driver="575.57.08"), {"cuda": "12.9"}, "ok", "builds and runs for SM 8.9"),
+        (replace(ADA, driver="470.1"), {"cuda": "11.8"}, "ok", "builds and runs for SM 8.9"),
+        (replace(ADA, sm="9.0"), {}, "warn", "not for this GPU: SM 9.0"),
+        (replace(ADA, sm="9.0"), {"needs_gpu": True}, "warn", "not for this GPU: SM 9.0"),
     ],
 )
-def test_stack(gpu: str, changes: dict[str, Any], status: str, found: str) -> None:
-    check = stack_check(stack(sms=["7.5", "8.0", "8.6", "8.9", "12.0"], **changes), parse_gpus(ran(gpu)), DRIVERS)
+def test_stack(gpu: Gpu | None, changes: dict[str, Any], status: str, found: str) -> None:
+    gpus = () if gpu is None else (gpu,)
+    check = stack_check(stack(sms=["7.5", "8.0", "8.6", "8.9", "12.0"], **changes), gpus, DRIVERS)
     assert (check.status.value, check.found) == (status, found)
     assert ("cannot build here" in check.means) == (status == "warn" and bool(changes.get("needs_gpu")))
 
 
 def test_several_gpus_with_one_that_fits() -> None:
-    gpus = parse_gpus(ran(f"{ADA}\n{ADA.replace('8.9', '9.0')}"))
+    gpus = (ADA, replace(ADA, sm="9.0"))
     assert stack_check(stack(sms=["8.9"]), gpus, DRIVERS).found == "builds and runs for SM 8.9"
 
 

@@ -143,25 +143,29 @@ def test_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def program(argv: Sequence[str]) -> Ran | None:
     """Know docker, and pip with a mirror."""
-    if argv[0] == "nvidia-smi":
-        return None
     mirror = "global.index-url='https://mirror.example'"
     return Ran(output=mirror if argv[0] == sys.executable else " ".join(argv[:2]), exit_code=0)
 
 
-def test_gather(tmp_path: Path) -> None:
+def look(environ: Mapping[str, str]) -> Gpus:
+    """See no GPU, whatever this machine has."""
+    return Gpus(asked=environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def test_gather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str]] = []
 
     def ask(method: str, url: str, certificates: str | None) -> Answer:
         asked.append((method, url))
         return Answer(address=url)
 
-    facts = gather(Home(root=tmp_path / "home"), ["nvcr.io"], offline=False, run=program, ask=ask)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    facts = gather(Home(root=tmp_path / "home"), ["nvcr.io"], offline=False, run=program, ask=ask, look=look)
     assert sorted(asked) == [("GET", "https://nvcr.io/v2/"), ("HEAD", "https://mirror.example")]
     assert [answer.address for answer in facts.index] == ["https://mirror.example"]
     assert [answer.address for answer in facts.registries] == ["https://nvcr.io/v2/"]
     assert facts.docker == Ran(output="docker info", exit_code=0)
-    assert facts.nvidia_smi is None
+    assert facts.gpus == Gpus(asked="7")
     assert facts.home_free_bytes > 0
     assert not (tmp_path / "home").exists()
 
@@ -170,7 +174,7 @@ def test_offline_asks_nobody(tmp_path: Path) -> None:
     def ask(*_: object) -> Answer:
         raise AssertionError
 
-    facts = gather(Home(root=tmp_path), ["nvcr.io"], offline=True, run=program, ask=ask)
+    facts = gather(Home(root=tmp_path), ["nvcr.io"], offline=True, run=program, ask=ask, look=look)
     assert (facts.index, facts.registries) == ((), ())
 
 
@@ -182,6 +186,34 @@ def test_what_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         stop.wait(10)
         return Answer(address=url)
 
-    facts = gather(Home(root=tmp_path), ["nvcr.io"], offline=False, run=program, ask=ask)
+    facts = gather(Home(root=tmp_path), ["nvcr.io"], offline=False, run=program, ask=ask, look=look)
     stop.set()
     assert [answer.problem for answer in (*facts.index, *facts.registries)] == ["no answer within 0 s"] * 2
+
+
+def test_a_driver_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_facts, "_NETWORK_S", 0.1)
+    stop = threading.Event()
+
+    def hang(environ: Mapping[str, str]) -> Gpus:
+        stop.wait(10)
+        return Gpus()
+
+    facts = gather(Home(root=tmp_path), [], offline=True, run=program, look=hang)
+    stop.set()
+    assert facts.gpus.trouble is not None
+    assert facts.gpus.trouble.reason is Reason.GPU_UNREADABLE
+
+
+def test_gpus_that_the_driver_tells_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("builder.gpu._PCI", tmp_path)
+    with in_place() as put:
+        put(FakeNvml(*two()))
+        seen = look_at_gpus({"CUDA_VISIBLE_DEVICES": "1"})
+        assert [one.index for one in seen.found] == [0, 1]
+        assert [one.uuid for one in seen.visible] == list(seen.free) == [SECOND]
+        assert (seen.asked, seen.trouble) == ("1", None)
+        put(FakeNvml(opening=pynvml.NVML_ERROR_UNKNOWN))
+        trouble = look_at_gpus({}).trouble
+    assert trouble is not None
+    assert trouble.reason is Reason.GPU_UNREADABLE

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
+from docker.errors import APIError
 
 from builder import executors, process
 from builder.environments import DONE, locate
@@ -18,6 +22,7 @@ from builder.executors.context import ExecutorContext
 from builder.executors.local import LocalExecutor
 from builder.executors.processors import Processors
 from builder.project import Home, Project
+from builder.stage import StageRequest
 from tests.artifacts import refusal
 from tests.unit.test_environments import OWN, make_stack
 
@@ -34,8 +39,8 @@ def context(tmp_path: Path) -> ExecutorContext:
     )
 
 
-def test_registry_has_two_names() -> None:
-    assert sorted(EXECUTORS) == ["docker", "local"]
+def test_registry_has_three_names() -> None:
+    assert sorted(EXECUTORS) == ["docker", "local", "rootfs"]
     assert EXECUTORS["local"] is LocalExecutor
     assert executors.AUTO not in EXECUTORS
 
@@ -165,3 +170,93 @@ def test_local_executor_needs_a_python_of_the_stack(
     stack = make_stack(tmp_path, python="3.8")
     assert sys.version_info >= (3, 9)
     assert refusal(lambda: LocalExecutor(context).runtime(stack)).reason is Reason.PYTHON_MISSING
+
+
+@pytest.mark.parametrize("gpu", [None, "GPU-1"])
+def test_local_stage_sees_the_gpu_that_it_is_given_and_no_other(
+    context: ExecutorContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: str | None
+) -> None:
+    told: dict[str, str] = {}
+
+    def run(argv: list[str], **options: Any) -> NoReturn:
+        told.update(options["env"])
+        raise ZeroDivisionError
+
+    # what is set for the farm names other GPUs
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setenv("CUDA_MODULE_LOADING", "EAGER")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    monkeypatch.setattr(process, "run", run)
+    request = StageRequest(
+        job="a job", stage="build", inputs={}, params={}, folder=tmp_path / "stage", timeout_s=1.0, gpu=gpu
+    )
+    with pytest.raises(ZeroDivisionError):
+        LocalExecutor(context).run(make_stack(tmp_path / "images" / "export"), request)
+    given = {name: value for name, value in told.items() if "CUDA" in name or "NVIDIA" in name}
+    lazy = {} if gpu is None else {"CUDA_MODULE_LOADING": "LAZY"}
+    assert given == {"CUDA_VISIBLE_DEVICES": gpu or "", **lazy}
+
+
+class FakeContainers:
+    """An engine's containers; making one fails with what an engine would say."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+        self.asked: dict[str, Any] = {}
+
+    def create(self, *_: object, **options: Any) -> NoReturn:
+        self.asked = options
+        raise APIError("500 Server Error", explanation=self.said)
+
+
+@pytest.fixture
+def docker(context: ExecutorContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Run a stage in a container that the engine refuses to make, for the reason given."""
+    changed = replace(context, project=Project(root=Path(__file__).parents[2]), memory_bytes=1 << 30)
+
+    def run(said: str, gpu: str | None) -> tuple[EnginefarmError, dict[str, Any]]:
+        executor: Any = EXECUTORS["docker"](changed)
+        containers = FakeContainers(said)
+        executor._engine._client = SimpleNamespace(containers=containers)
+        monkeypatch.setattr(executor, "_sweep", lambda: None)
+        monkeypatch.setattr(executor, "_comes_back", lambda: False)
+        monkeypatch.setattr(executor, "_find", lambda stack: SimpleNamespace(tag="enginefarm/x:1"))
+        folder = tmp_path / "run" / "job" / "stage"
+        request = StageRequest(job="a", stage="lower", inputs={}, params={}, folder=folder, timeout_s=1.0, gpu=gpu)
+        error = refusal(lambda: executor.run(make_stack(tmp_path / "images" / "export"), request))
+        return error, containers.asked
+
+    return run
+
+
+def test_container_is_given_the_gpu_and_told_of_it(docker: Callable[..., Any]) -> None:
+    _, asked = docker("x", "GPU-1")
+    assert asked["device_requests"] == [
+        {"Driver": "nvidia", "Count": 0, "DeviceIDs": ["GPU-1"], "Capabilities": [["gpu"]], "Options": {}}
+    ]
+    named = {name: value for name, value in asked["environment"].items() if "CUDA" in name or "NVIDIA" in name}
+    assert named == {"NVIDIA_DRIVER_CAPABILITIES": "compute,utility", "CUDA_MODULE_LOADING": "LAZY"}
+
+
+def test_container_without_a_gpu_hears_of_none(docker: Callable[..., Any]) -> None:
+    _, asked = docker("x", None)
+    assert asked["device_requests"] == []
+    assert not [name for name in asked["environment"] if "CUDA" in name or "NVIDIA" in name]
+
+
+@pytest.mark.parametrize(
+    ("said", "gpu", "reason"),
+    [
+        ('could not select device driver "nvidia" with capabilities: [[gpu]]', "GPU-1", Reason.TOOL_MISSING),
+        ("failed to inject CDI devices: unresolvable CDI devices nvidia.com/gpu=x", "GPU-1", Reason.TOOL_MISSING),
+        ("nvidia-container-cli: device error: GPU-1: unknown device", "GPU-1", Reason.GPU_UNREADABLE),
+        ("something else", "GPU-1", Reason.DOCKER_UNAVAILABLE),
+        ('could not select device driver "nvidia"', None, Reason.DOCKER_UNAVAILABLE),
+    ],
+)
+def test_trouble_with_a_gpu_is_called_so(
+    docker: Callable[..., Any], said: str, gpu: str | None, reason: Reason
+) -> None:
+    error, _ = docker(said, gpu)
+    assert (error.reason, error.why) == (reason, said)
+    assert ("nvidia-container-toolkit" in (error.fix or "")) == (reason is Reason.TOOL_MISSING)

@@ -35,6 +35,7 @@ RECIPE: dict[str, Any] = {
         "fp16": {
             "tolerance": {"default": {"max_abs": 0.1, "max_rel": 0.1, "mse": 0.1, "cosine": 0.9}, "outputs": {}},
             "keep_fp32": {"nodes": ["n"], "ops": ["Softmax"]},
+            "auto_fp32": False,
             "targets": ["ampere"],
         }
     },
@@ -47,6 +48,9 @@ RECIPE: dict[str, Any] = {
         "hardware_compatibility": "none",
         "version_compatible": False,
         "strip_weights": False,
+        "refit": False,
+        "weight_streaming": False,
+        "tactic_sources": ["cublas"],
     },
     "bench": {"warmup": 1, "iterations": 2},
 }
@@ -81,6 +85,7 @@ EFFECT = {
     "precisions.fp16.tolerance.default.cosine": "p",
     "precisions.fp16.keep_fp32.nodes.0": "e",
     "precisions.fp16.keep_fp32.ops.0": "e",
+    "precisions.fp16.auto_fp32": "",
     "precisions.fp16.targets.0": "",
     "inputs.x.dtype": "xp",
     "inputs.x.values.seed": "xp",
@@ -90,9 +95,12 @@ EFFECT = {
     "targets.0": "",
     "build.workspace_mib": "e",
     "build.optimization_level": "e",
-    "build.hardware_compatibility": "e",
+    "build.hardware_compatibility": "ep",  # the job's name says it
     "build.version_compatible": "e",
     "build.strip_weights": "e",
+    "build.refit": "e",
+    "build.weight_streaming": "e",
+    "build.tactic_sources.0": "e",
     "bench.warmup": "",
     "bench.iterations": "",
 }
@@ -149,6 +157,7 @@ def keys(
     exporter: Runtime | None = None,
 ) -> dict[str, str]:
     parsed = Recipe.model_validate(recipe)
+    job = replace(job, compatibility=parsed.build.hardware_compatibility)
     runtime = runtime or Runtime(stack=stack(), python="3.11")
     exporter = exporter or Runtime(stack=export_stack(), python="3.11")
     # a fixed engine key, so that the proof shows its own fields and not those of the engine
@@ -184,6 +193,7 @@ def flipped(path: str) -> dict[str, Any]:
     name: Any = int(last) if isinstance(holder, list) or last == "0" else last
     old = holder[name]
     special = {
+        "build.tactic_sources.0": "cudnn",
         "export.exporter": "dynamo",
         "build.hardware_compatibility": "ampere_plus",
         "inputs.x.dtype": "float16",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from builder.errors import EnginefarmError, Reason
 from builder.plan import Catalogue, Plan, make_plan, require_jobs, select_jobs, select_recipes
 from builder.recipe import Recipe
-from builder.stacks import Stack
+from builder.stacks import Stack, load_stacks
 from builder.targets import choose_targets, load_precision_floors, load_targets, sm_number
 from tests.unit.test_key import RECIPE, stack
 
@@ -21,7 +22,10 @@ RTX: dict[str, Any] = {
     "sms": ["7.5", "8.0", "8.6", "8.9", "12.0"],
     "alone": ["7.5"],
     "precisions": ["fp32", "tf32", "fp16", "bf16"],
+    "lacks": ["version_compatible", "ampere_plus"],
 }
+CLASSIC: dict[str, Any] = {"name": "classic", "family": "trt8", "tensorrt": "8.6.1", "grouping": "each"}
+IMAGES = Path(__file__).parents[2] / "images"
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -30,16 +34,22 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate(copy.deepcopy(plain | {"precisions": {"fp16": settings}} | changes))
 
 
-def plan(*targets: str, recipes: Mapping[str, Recipe] | None = None, stacks: tuple[Stack, ...] = ()) -> Plan:
+def plan(
+    *targets: str,
+    recipes: Mapping[str, Recipe] | None = None,
+    stacks: tuple[Stack, ...] = (),
+    compatibility: str | None = None,
+) -> Plan:
     chosen = stacks or (stack(**RTX),)
     return make_plan(
         Catalogue(
             recipes=recipes or {"model": recipe()},
             stacks=chosen,
             targets=choose_targets(load_targets(), targets),
-            all_stacks=(*chosen, stack(name="classic", sms=["9.0", "10.0"], options=["version_compatible"])),
+            all_stacks=(*chosen, stack(**CLASSIC, sms=["9.0", "10.0"])),
             precision_floors=load_precision_floors(),
-        )
+        ),
+        compatibility=compatibility,
     )
 
 
@@ -110,10 +120,99 @@ def test_a_recipe_may_be_limited(changes: dict[str, Any], named: str) -> None:
     assert named in made.refusals[0].what
 
 
-def test_a_build_option_that_the_stack_lacks_names_the_stacks_that_have_it() -> None:
-    made = plan("ampere", recipes={"model": recipe(build={"version_compatible": True})})
-    assert made.refusals[0].reason is Reason.OPTION_UNSUPPORTED
-    assert "classic" in made.refusals[0].fix
+@pytest.mark.parametrize(
+    ("build", "what", "having"),
+    [
+        # the stack's own exception has no release to name
+        ({"version_compatible": True}, "stack rtx has no build option version_compatible", "classic"),
+        (
+            {"tactic_sources": ["cudnn"]},
+            "stack rtx has no build option tactic_sources: cudnn: TensorRT-RTX has none",
+            "classic",
+        ),
+    ],
+)
+def test_a_build_option_that_the_stack_lacks_names_the_stacks_that_have_it(
+    build: dict[str, Any], what: str, having: str
+) -> None:
+    made = plan("ampere", recipes={"model": recipe(build=build)})
+    (refusal,) = made.refusals
+    assert (made.jobs, refusal.reason, refusal.what) == ((), Reason.OPTION_UNSUPPORTED, what)
+    assert refusal.fix == f"stacks that have it: {having}; or drop it from the recipe"
+
+
+@pytest.mark.parametrize(
+    ("stack_name", "build", "why"),
+    [
+        (
+            "trt8.6-cuda12.0",
+            {"hardware_compatibility": "same_compute_capability"},
+            ": it came with TensorRT 10.9, this is 8.6.1",
+        ),
+        ("trt8.6-cuda12.0", {"strip_weights": True}, ": it came with TensorRT 10.0, this is 8.6.1"),
+        ("trt11.3-cuda13.4", {"tactic_sources": ["cublas"]}, ": it is gone since TensorRT 11.0, this is 11.3.0.99"),
+        ("trt10.9-cuda12.8", {"tactic_sources": ["cublas"]}, "tactic_sources: cublas"),
+        ("trt10.9-cuda12.8", {"hardware_compatibility": "same_compute_capability"}, None),
+        ("trt8.6-cuda12.0", {"hardware_compatibility": "ampere_plus", "tactic_sources": ["cudnn"]}, None),
+        ("trt11.3-cuda13.4", {"weight_streaming": True, "refit": True, "version_compatible": True}, None),
+        ("trtrtx1.7-cuda13", {"refit": True}, "refit"),
+        ("trtrtx1.7-cuda13", {"tactic_sources": []}, "tactic_sources"),
+    ],
+)
+def test_options_of_the_committed_stacks(stack_name: str, build: dict[str, Any], why: str | None) -> None:
+    made = plan("ampere", recipes={"model": recipe(build=build)}, stacks=(load_stacks(IMAGES)[stack_name],))
+    assert bool(made.jobs) is (why is None)
+    assert [refusal.what.endswith(why or "") for refusal in made.refusals] == [True] * (why is not None)
+
+
+def compatible(level: str) -> dict[str, Recipe]:
+    return {"model": recipe(build={"hardware_compatibility": level})}
+
+
+@pytest.mark.parametrize(
+    ("level", "suffix"), [("none", ""), ("ampere_plus", "-ampere-plus"), ("same_compute_capability", "-same-cc")]
+)
+def test_jobs_say_on_which_gpus_they_run(level: str, suffix: str) -> None:
+    able = stack(**CLASSIC | {"family": "trt10", "tensorrt": "10.9.0.34"}, sms=["8.9"])
+    (job,) = plan("ada", recipes=compatible(level), stacks=(able,)).jobs
+    assert (job.id, job.compatibility) == (f"model-fp16-classic-sm89{suffix}", level)
+    assert job.as_json()["compatibility"] == level
+
+
+def test_engines_for_ampere_and_later_are_not_built_on_older_gpus() -> None:
+    able = (stack(**CLASSIC, sms=["7.5", "8.0", "8.6"]),)
+    made = plan("turing", "ampere", recipes=compatible("ampere_plus"), stacks=able)
+    assert [job.id for job in made.jobs] == [
+        "model-fp16-classic-sm80-ampere-plus",
+        "model-fp16-classic-sm86-ampere-plus",
+    ]
+    (refusal,) = made.refusals
+    what = "an engine with hardware_compatibility: ampere_plus does not run on SM 7.5 (turing)"
+    assert (refusal.reason, refusal.target, refusal.what) == (Reason.OPTION_UNSUPPORTED, "turing", what)
+    assert refusal.fix == "choose a target from SM 8.0 on, or drop it from the recipe"
+
+
+def test_turing_has_its_own_compute_capability() -> None:
+    able = stack(**CLASSIC | {"family": "trt10", "tensorrt": "10.9.0.34"}, sms=["7.5"])
+    made = plan("turing", recipes=compatible("same_compute_capability"), stacks=(able,))
+    assert [job.id for job in made.jobs] == ["model-fp16-classic-sm75-same-cc"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "ids"),
+    [
+        (None, ["model-fp16-classic-sm89-ampere-plus"]),
+        ("ampere_plus", ["model-fp16-classic-sm89-ampere-plus"]),
+        ("none", ["model-fp16-classic-sm89"]),
+        ("same_compute_capability", []),
+    ],
+)
+def test_the_callers_compatibility_stands_above_the_recipes(asked: str | None, ids: list[str]) -> None:
+    able = (stack(**CLASSIC, sms=["8.9"]),)
+    made = plan("ada", recipes=compatible("ampere_plus"), stacks=able, compatibility=asked)
+    assert [job.id for job in made.jobs] == ids
+    plain = plan("ada", stacks=able, compatibility="ampere_plus")
+    assert [job.compatibility for job in plain.jobs] == ["ampere_plus"]
 
 
 def test_a_precision_that_the_stack_lacks() -> None:

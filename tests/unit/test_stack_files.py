@@ -51,6 +51,7 @@ def test_the_matrix_has_every_stack() -> None:
     assert sorted(STACKS) == [
         "export",
         "l4t36.4-trt10.3",
+        "trt10.13-cuda12.9",
         "trt10.16-cuda13.2",
         "trt10.9-cuda12.8",
         "trt11.3-cuda13.4",
@@ -123,7 +124,7 @@ def test_the_board_brings_its_own_tensorrt() -> None:
     board = STACKS["l4t36.4-trt10.3"]
     assert not any("nvidia" in pin or "tensorrt" in pin for pin in board.packages("3.10"))
     assert board.build.sms == ["8.7"]
-    assert "hardware_compatibility" not in board.build.options
+    assert "ampere_plus" not in board.build.features
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11"])
@@ -132,6 +133,7 @@ def test_bindings_older_than_numpy_2_get_numpy_1(python: str) -> None:
     assert {name for name, major in majors.items() if major == "1"} == {
         "trt8.6-cuda12.0",
         "trt10.9-cuda12.8",
+        "trt10.13-cuda12.9",
         "l4t36.4-trt10.3",
     }
 

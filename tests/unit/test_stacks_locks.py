@@ -160,6 +160,23 @@ def test_other_lock_leaves_the_stack_as_it_is(stack: Stack) -> None:
     assert (stack.spec.image.base, stack.spec.image.budget_mib) == ("b", 100)
 
 
+def test_features_are_those_of_the_release_but_for_what_the_stack_lacks(stack: Stack) -> None:
+    assert {"ampere_plus", "fp16_flag"} <= stack.build.features
+    assert not {"strip_plan", "native_instancenorm"} & stack.with_lock("8.6.0").build.features
+    changed = stack.build.model_copy(update={"lacks": ["ampere_plus"]})
+    assert stack.build.features - changed.features == {"ampere_plus"}
+
+
+@pytest.mark.parametrize("name", ["strip_plan", "no_such_feature"])
+def test_a_stack_lacks_only_what_its_release_has(stack: Stack, name: str) -> None:
+    path = stack.folder / "stack.toml"
+    text = path.read_text(encoding="utf-8").replace("[image]\n", f'lacks = ["{name}"]\n[image]\n', 1)
+    path.write_text(text, encoding="utf-8")
+    error = refusal(lambda: load_stacks(stack.folder.parent))
+    assert error.reason is Reason.STACK_INVALID
+    assert f"lacks {name}, which TensorRT 8.6.1 has not either" in (error.why or "")
+
+
 def test_unknown_lock_lists_the_known(stack: Stack) -> None:
     error = refusal(lambda: stack.with_lock("8.5"))
     assert (error.reason, error.fix) == (Reason.STACK_UNKNOWN, "its locks: 8.6.0")

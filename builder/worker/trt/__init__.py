@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from ..protocol import Job, Profile, ProtocolError
 
+if TYPE_CHECKING:
+    from ..cuda import Cuda
+    from .engine import Engine
+
 # Family of a stack to the module that speaks to it.
-ADAPTERS = {"rtx": "rtx"}
+ADAPTERS = {"rtx": "rtx", "trt8": "trt8", "trt10": "trt10", "trt11": "trt11"}
 
 
 class Options(NamedTuple):
@@ -19,10 +23,24 @@ class Options(NamedTuple):
     hardware_compatibility: str
     version_compatible: bool
     strip_weights: bool
+    refit: bool = False
+    weight_streaming: bool = False
+    tactic_sources: list[str] | None = None
+
+
+class Timing(NamedTuple):
+    """Timing caches of a build: the files to read, and whether they must hold all that the build needs.
+
+    `same_device`: the caches are known to come from such a GPU and driver, if not from this very board.
+    """
+
+    files: tuple[str, ...] = ()
+    sealed: bool = False
+    same_device: bool = False
 
 
 class Request(NamedTuple):
-    """What is asked of TensorRT, apart from the graph."""
+    """What is asked of TensorRT, apart from the graph. `kept_fp32`: nodes of the graph that must compute in FP32."""
 
     family: str
     import_name: str
@@ -30,6 +48,8 @@ class Request(NamedTuple):
     profiles: list[Profile]
     sms: list[str]
     options: Options
+    timing: Timing = Timing()
+    kept_fp32: tuple[str, ...] = ()
 
 
 class Layer(NamedTuple):
@@ -48,13 +68,26 @@ class Layer(NamedTuple):
 
 
 class Adapter(Protocol):
-    """What every family can do. Both raise StageFailure with TensorRT's own words."""
+    """What every family can do. All raise StageFailure with TensorRT's own words."""
 
     def build(self, request: Request, model: str, engine: str) -> dict[str, Any]:
         """Build the ONNX file `model` into the file `engine` and return the facts that the build stage reports."""
 
     def layers(self, request: Request, model: str) -> list[Layer]:
         """Parse the ONNX file `model` as `build` does and return the layers that TensorRT sees."""
+
+    def load(self, request: Request, cuda: Cuda, engine: str) -> Engine:
+        """Load an engine on a GPU, to run it."""
+
+
+class GpuAdapter(Adapter, Protocol):
+    """What a family can do besides where it builds on a GPU."""
+
+    def engine_layers(self, request: Request, engine: str) -> str:
+        """Return what the inspector says of the engine's layers at the opt shapes of the first profile, as JSON."""
+
+    def build_debug(self, request: Request, model: str, engine: str, tensors: list[str]) -> list[str]:
+        """Build an engine that gives the named values of the graph, too; return those that TensorRT still knows."""
 
 
 def adapter(family: str) -> Adapter:
@@ -67,7 +100,22 @@ def adapter(family: str) -> Adapter:
     if family not in ADAPTERS:
         msg = f"unknown TensorRT family {family!r}; this worker has {', '.join(ADAPTERS)}"
         raise ProtocolError(msg)
-    return cast("Adapter", importlib.import_module(f".{ADAPTERS[family]}", __name__))
+    module = importlib.import_module(f".{ADAPTERS[family]}", __name__)
+    return cast("Adapter", getattr(module, "ADAPTER", module))
+
+
+def gpu_adapter(family: str) -> GpuAdapter:
+    """Find the adapter of a family that builds on a GPU.
+
+    Raises:
+        ProtocolError: no adapter has this name, or it needs no GPU.
+
+    """
+    found = adapter(family)
+    if not hasattr(found, "engine_layers"):
+        msg = f"family {family} builds without a GPU"
+        raise ProtocolError(msg)
+    return cast("GpuAdapter", found)
 
 
 def read_request(job: Job) -> Request:
@@ -85,5 +133,14 @@ def read_request(job: Job) -> Request:
             hardware_compatibility=options["hardware_compatibility"],
             version_compatible=options["version_compatible"],
             strip_weights=options["strip_weights"],
+            refit=options.get("refit", False),
+            weight_streaming=options.get("weight_streaming", False),
+            tactic_sources=options.get("tactic_sources"),
         ),
+        timing=Timing(
+            tuple(path for name, path in sorted(job.inputs.items()) if name.startswith("timing_cache")),
+            params.get("sealed", False),
+            params.get("same_device", False),
+        ),
+        kept_fp32=tuple(params.get("kept_fp32", ())),
     )

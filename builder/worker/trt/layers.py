@@ -23,13 +23,18 @@ def read_layers(trt: Any, network: Any, profiles: list[Profile]) -> list[Layer]:
     return [_layer(trt, network.get_layer(index)) for index in range(network.num_layers)]
 
 
+def node_of(layer: Any) -> str:
+    """Return the ONNX node that a layer of the parsed network came from, or nothing."""
+    metadata = str(layer.metadata)
+    return metadata[len(NODE_PREFIX) : -1] if metadata.startswith(NODE_PREFIX) else ""
+
+
 def _layer(trt: Any, layer: Any) -> Layer:
     inputs = [layer.get_input(index) for index in range(layer.num_inputs)]
     outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-    metadata = str(layer.metadata)
     return Layer(
         name=layer.name,
-        node=metadata[len(NODE_PREFIX) : -1] if metadata.startswith(NODE_PREFIX) else "",
+        node=node_of(layer),
         kind=layer.type.name,
         inputs=[tensor.dtype.name for tensor in inputs if tensor is not None],
         outputs=[tensor.dtype.name for tensor in outputs if tensor is not None],

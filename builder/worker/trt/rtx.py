@@ -12,7 +12,9 @@ from . import layers as network_layers
 from . import session
 
 if TYPE_CHECKING:
+    from ..cuda import Cuda
     from . import Layer, Options, Request
+    from .engine import Engine
 
 ALONE = "7.5"
 # In the order of their dependence, as paths where packages lie.
@@ -83,6 +85,20 @@ def layers(request: Request, model: str) -> list[Layer]:
     return network_layers.read_layers(trt, network, request.profiles)
 
 
+def load(request: Request, cuda: Cuda, engine: str) -> Engine:
+    """Load an engine; TensorRT-RTX makes the GPU's own kernels now.
+
+    Raises:
+        StageFailure: as `Engine`.
+
+    """
+    # not at the top: what a build imports shifts its heap, and with it the engine's bytes
+    from .engine import Engine
+
+    trt = importlib.import_module(request.import_name)
+    return Engine(trt, session.Log(trt), cuda, engine)
+
+
 def _strongly_typed(trt: Any) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
@@ -125,6 +141,9 @@ def _refuse_options(options: Options) -> None:
         ),
         "version_compatible": (options.version_compatible, "TensorRT-RTX ships no lean runtime"),
         "strip_weights": (options.strip_weights, "TensorRT-RTX cannot build refittable engines without a GPU"),
+        "refit": (options.refit, "TensorRT-RTX cannot build refittable engines without a GPU"),
+        "weight_streaming": (options.weight_streaming, "TensorRT-RTX plans memory when it makes the GPU's kernels"),
+        "tactic_sources": (options.tactic_sources is not None, "TensorRT-RTX chooses no tactics ahead of time"),
     }
     for name, (asked, why) in refused.items():
         if asked:

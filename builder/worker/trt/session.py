@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib
 import importlib.util
 import os
 import re
@@ -123,7 +124,7 @@ def parse(trt: Any, builder: Any, log: Log, model: str, network_flags: int) -> A
     parser = trt.OnnxParser(network, log.logger)
     if parser.parse_from_file(model):
         return network
-    refused = [_refusal(parser.get_error(index)) for index in range(parser.num_errors)]
+    refused = [_refusal(parser.get_error(index), model) for index in range(parser.num_errors)]
     named = [item for item in refused if item["op"]]
     texts = [f"{item['node'] or 'node without a name'} ({item['op']}): {item['error']}" for item in named]
     details = {"nodes": named, "errors": log.errors or [item["error"] for item in refused]}
@@ -140,8 +141,15 @@ def parse(trt: Any, builder: Any, log: Log, model: str, network_flags: int) -> A
     )
 
 
-def _refusal(error: Any) -> dict[str, str]:
-    return {"node": error.node_name(), "op": error.node_operator(), "error": error.desc()}
+def _refusal(error: Any, model: str) -> dict[str, str]:
+    if hasattr(error, "node_name"):
+        return {"node": error.node_name(), "op": error.node_operator(), "error": error.desc()}
+    # before TensorRT 10 an error has the node's place in the graph only
+    nodes = importlib.import_module("onnx").load(model, load_external_data=False).graph.node
+    index = int(error.node())
+    if not 0 <= index < len(nodes):
+        return {"node": "", "op": "", "error": error.desc()}
+    return {"node": nodes[index].name, "op": nodes[index].op_type, "error": error.desc()}
 
 
 def graph_inputs(network: Any) -> list[GraphInput]:

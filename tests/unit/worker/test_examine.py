@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
 
-from builder.worker import examine
+from builder.worker import examine, low_precision
 from builder.worker.protocol import Job, StageFailure
 from builder.worker.trt import Layer
+from tests.unit.worker.graphs import two_layers
 
 
 def _layer(name: str, kind: str, dtype: str, macs: int | None = None) -> Layer:
@@ -20,10 +24,19 @@ CAST = _layer("cast", "CAST", "FLOAT")
 RELU = _layer("relu", "ACTIVATION", "FLOAT")
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, layers: list[Layer], precision: str, **params: Any) -> dict[str, Any]:
+def _run(
+    monkeypatch: pytest.MonkeyPatch,
+    layers: list[Layer],
+    precision: str,
+    inputs: dict[str, str] | None = None,
+    inspector: str = "",
+    **params: Any,
+) -> dict[str, Any]:
     adapter = ModuleType("adapter")
     adapter.layers = lambda request, model: layers  # type: ignore[attr-defined]
+    adapter.engine_layers = lambda request, engine: inspector  # type: ignore[attr-defined]
     monkeypatch.setattr(examine, "adapter", lambda family: adapter)
+    monkeypatch.setattr(examine, "gpu_adapter", lambda family: adapter)
     options = {
         "workspace_mib": None,
         "optimization_level": None,
@@ -39,7 +52,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, layers: list[Layer], precision: str, *
         "sms": [],
         "options": options,
     }
-    return examine.run(Job("examine", "j", {"lowered": "in/l"}, {**common, **params})).data
+    return examine.run(Job("examine", "j", inputs or {"lowered": "in/l"}, {**common, **params})).data
 
 
 def test_fp16_throughout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,3 +110,83 @@ def test_without_any_float_layer_there_is_nothing_to_miss(monkeypatch: pytest.Mo
 def test_uncounted_layers_make_the_share_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
     data = _run(monkeypatch, [CONV, _layer("e", "EINSUM", "HALF", -1)], "fp16")
     assert (data["share"], data["share_basis"]) == (1.0, "count")
+
+
+PRODUCTS = [_layer(name, "MATRIX_MULTIPLY", "FLOAT", 16) for name in ("first", "last")]
+
+
+def _engine(types: dict[str, str], tensors: list[str]) -> str:
+    def layer(name: str) -> dict[str, Any]:
+        tensor = [{"Name": f"to {name}", "Format/Datatype": types[name]}]
+        return {"Name": name, "LayerType": "gemm", "Metadata": f"[ONNX Layer: {name}]", "Inputs": tensor, "Outputs": []}
+
+    return json.dumps({"Layers": [layer(name) for name in types], "Bindings": tensors})
+
+
+def _examine_engine(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    types: dict[str, str],
+    *,
+    tensors: tuple[str, ...] = ("x", "y"),
+    **params: Any,
+) -> dict[str, Any]:
+    asked = params.get("keep_fp32", {"nodes": [], "ops": []})
+    lowered, _ = low_precision.lower(two_layers(), "fp16", asked)
+    onnx.save(lowered, folder / "lowered.onnx")
+    (folder / "engine").write_bytes(b"engine")
+    inputs = {"lowered": str(folder / "lowered.onnx"), "engine": str(folder / "engine")}
+    inspector = _engine(types, list(tensors))
+    return _run(monkeypatch, PRODUCTS, "fp16", inputs, inspector, engine_layers=True, **params)
+
+
+def test_the_engine_is_judged_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = _examine_engine(monkeypatch, tmp_path, {"first": "Half", "last": "Half"})
+    assert (data["source"], data["realised"], data["share"]) == ("inspector", "fp16", 1.0)
+
+
+def test_an_engine_in_fp32_fails_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(StageFailure, match="2 layers of the fp16 engine compute in FP32") as caught:
+        _examine_engine(monkeypatch, tmp_path, {"first": "Float", "last": "Float"})
+    assert caught.value.reason == "precision-silent-fp32"
+    assert "layer first, layer last" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"keep_fp32": {"nodes": ["last"], "ops": []}},
+        {"kept_fp32": ["last"], "kept_reasons": {"last": "w2 is out of the range of fp16"}},
+    ],
+    ids=["recipe", "lower stage"],
+)
+def test_a_kept_node_that_tensorrt_did_not_keep_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, params: dict[str, Any]
+) -> None:
+    with pytest.raises(StageFailure, match="1 nodes that were to stay in FP32 compute in fp16: last") as caught:
+        _examine_engine(monkeypatch, tmp_path, {"first": "Half", "last": "Half"}, **params)
+    assert caught.value.reason == "precision-lost-fp32"
+    kept = _examine_engine(monkeypatch, tmp_path, {"first": "Half", "last": "Float"}, **params)
+    assert kept["kept_fp32"] == ["layer last"]
+
+
+def test_operators_kept_by_the_recipe_count_by_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(StageFailure) as caught:
+        _examine_engine(
+            monkeypatch, tmp_path, {"first": "Half", "last": "Float"}, keep_fp32={"nodes": [], "ops": ["MatMul"]}
+        )
+    assert caught.value.details["lost_fp32"] == ["first"]
+
+
+def test_what_only_the_converter_kept_may_be_lowered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reasons = {"last": "operator MatMul is not lowered"}
+    data = _examine_engine(
+        monkeypatch, tmp_path, {"first": "Half", "last": "Half"}, kept_fp32=["last"], kept_reasons=reasons
+    )
+    assert data["relaxed_fp32"] == ["last"]
+
+
+def test_an_engine_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(StageFailure, match="not of this model") as caught:
+        _examine_engine(monkeypatch, tmp_path, {"first": "Half"}, tensors=("image", "y"))
+    assert (caught.value.reason, caught.value.why) == ("engine-invalid", "engine: image, y; model: x, y")

@@ -1,0 +1,167 @@
+"""What belongs to an engine that is to be benched: its recipe, stack, model, GPUs, and what to compare it with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder.errors import EnginefarmError, Reason
+from builder.fetch import Fetcher
+from builder.gpu import Gpu
+from builder.gpu_choice import fits
+from builder.jobs import ENGINE
+from builder.key import profiles_document
+from builder.manifest import Manifest
+from builder.models import EXTERNAL, MODEL, export_params, inputs_document
+from builder.plan import Job
+from builder.project import Project
+from builder.recipe import PretrainedWeights, PythonSource, Recipe
+from builder.recipe_file import load_recipe
+from builder.stacks import Stack, load_stacks
+from builder.store import Entry, Store
+
+TORCH_KINDS = ("eager", "compile")
+ONNX_KIND = "onnxruntime"
+KINDS = (*TORCH_KINDS, ONNX_KIND)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSubject:
+    """What is benched. `onnx`: files of the model before lowering as stage inputs; empty if it left the store."""
+
+    job: Job
+    manifest: Manifest
+    recipe: Recipe
+    stack: Stack
+    engine: Path
+    onnx: Mapping[str, Path]
+
+    def engine_params(self, points: Sequence[str]) -> dict[str, Any]:
+        """Return what the stage `bench` is told; `points` of each shape profile are timed."""
+        stack = self.stack.build
+        return {
+            **self._common(points),
+            "family": stack.family,
+            "import_name": stack.import_name,
+            "sms": list(self.job.sms),
+            "options": self.manifest.build.options,
+        }
+
+    def baseline_params(self, kind: str, points: Sequence[str]) -> dict[str, Any]:
+        """Return what the stage `baseline` is told."""
+        own = export_params(self.recipe) if kind in TORCH_KINDS else {}
+        return {**own, **self._common(points), "kind": kind}
+
+    def _common(self, points: Sequence[str]) -> dict[str, Any]:
+        return {
+            "precision": self.job.precision,
+            "profiles": profiles_document(self.recipe),
+            "inputs": inputs_document(self.recipe),
+            "points": list(points),
+        }
+
+
+def find_subject(store: Store, entry: Entry, manifest: Manifest, project: Project) -> BenchSubject:
+    """Find all that belongs to an engine of the store.
+
+    Raises:
+        EnginefarmError: RECIPE_INVALID and others of `load_recipe`, INPUTS_CHANGED where the recipe's shape profiles
+            or the stack's lock are no longer those of the engine.
+
+    """
+    compatibility = str(manifest.build.options.get("hardware_compatibility", "none"))
+    job = Job(
+        recipe=manifest.recipe.name,
+        precision=manifest.precision.requested,
+        stack=manifest.stack.name,
+        target=manifest.target.name,
+        sms=tuple(manifest.target.sms),
+        compatibility=compatibility,
+    )
+    recipe = load_recipe(project.recipes / job.recipe / "recipe.yaml")
+    _check_profiles(manifest, recipe)
+    return BenchSubject(
+        job=job,
+        manifest=manifest,
+        recipe=recipe,
+        stack=_stack(manifest, load_stacks(project.images)),
+        engine=store.files(entry)[ENGINE].path,
+        onnx=_onnx(store, manifest),
+    )
+
+
+def find_baselines(
+    subject: BenchSubject, project: Project, fetcher: Fetcher, wanted: Sequence[str] = KINDS
+) -> dict[str, dict[str, Path]]:
+    """Map each kind of baseline that is wanted, and that the model can be run with, to its stage's inputs.
+
+    Raises:
+        EnginefarmError: FETCH_FAILED, DIGEST_MISMATCH.
+
+    """
+    found: dict[str, dict[str, Path]] = {}
+    torch = [kind for kind in TORCH_KINDS if kind in wanted]
+    if torch and isinstance(subject.recipe.source, PythonSource):
+        inputs = {"recipe_dir": project.recipes / subject.recipe.name}
+        if isinstance(subject.recipe.weights, PretrainedWeights):
+            inputs["weights"] = fetcher.weights(subject.recipe.weights.file)
+        found = {kind: dict(inputs) for kind in torch}
+    if ONNX_KIND in wanted and subject.onnx:
+        found[ONNX_KIND] = dict(subject.onnx)
+    return found
+
+
+def choose_gpus(job: Job, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Keep the GPUs that the engine is for.
+
+    Raises:
+        EnginefarmError: GPU_NEEDED where there is none at all, SM_MISMATCH where none fits.
+
+    """
+    if not gpus:
+        what = f"{job.id} can be timed only on a machine with an NVIDIA GPU, and this one has none"
+        fix = "run `enginefarm bench` where the engine shall be used"
+        raise EnginefarmError(Reason.GPU_NEEDED, what, fix=fix)
+    fitting = tuple(gpu for gpu in gpus if fits(job, gpu))
+    if not fitting:
+        here = ", ".join(dict.fromkeys(f"{gpu.name} (SM {gpu.sm})" for gpu in gpus))
+        what = f"{job.id} is for SM {', '.join(job.sms)}; here: {here}"
+        raise EnginefarmError(Reason.SM_MISMATCH, what)
+    return fitting
+
+
+def _stack(manifest: Manifest, stacks: Mapping[str, Stack]) -> Stack:
+    """Find the stack with the lock that the engine was built with: it loads under that TensorRT alone."""
+    part = manifest.stack
+    if part.name in stacks:
+        plain = stacks[part.name]
+        for stack in (plain, *(plain.with_lock(variant) for variant in plain.spec.image.locks)):
+            if stack.lock_sha256 == part.lock_sha256:
+                return stack
+    what = f"the engine was built with a lock of stack {part.name} that the project no longer has"
+    raise EnginefarmError(Reason.INPUTS_CHANGED, what, why=f"SHA-256 of that lock: {part.lock_sha256}")
+
+
+def _check_profiles(manifest: Manifest, recipe: Recipe) -> None:
+    now = [
+        {
+            "name": profile.name,
+            "inputs": {n: {p: getattr(s, p) for p in ("min", "opt", "max")} for n, s in profile.inputs.items()},
+        }
+        for profile in recipe.profiles
+    ]
+    if manifest.engine.profiles != now:
+        what = f"{manifest.job} was built for other shape profiles than recipe {recipe.name} now has"
+        raise EnginefarmError(Reason.INPUTS_CHANGED, what)
+
+
+def _onnx(store: Store, manifest: Manifest) -> dict[str, Path]:
+    wanted = f"sha256:{manifest.onnx.sha256}"
+    for entry in store.entries("onnx"):
+        files = store.files(entry)
+        if MODEL in files and files[MODEL].digest == wanted:
+            titles = {"model": MODEL, "external": EXTERNAL}
+            return {name: files[title].path for name, title in titles.items() if title in files}
+    return {}

@@ -1,0 +1,50 @@
+"""`enginefarm caches`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from builder.cli import options
+from builder.project import find_home
+from builder.report.caches import cache_json, cache_rows
+from builder.report.units import size
+from builder.store import Store
+from builder.timing_caches import export_cache, list_caches
+
+
+@click.group("caches")
+def command() -> None:
+    """List timing caches and write them to files.
+
+    A build on a GPU keeps what TensorRT measured: for later builds on such a GPU, and beside the engine, which can
+    then be built again with the same choices: `enginefarm build --sealed DIGEST`.
+    """
+
+
+@command.command("ls")
+@options.as_json
+def list_all(*, as_json: bool) -> None:
+    """List the timing caches of the store."""
+    home = find_home()
+    caches = list_caches(Store(home.store))
+    if as_json:
+        options.print_json([cache_json(one) for one in caches])
+    elif caches:
+        out = options.stdout()
+        options.print_lines(cache_rows(caches, out.width, out.paint))
+    else:
+        options.stderr().line(f"the store {home.store} holds no timing cache: builds on a GPU make them")
+
+
+@command.command("export")
+@click.argument("digest")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def export(*, digest: str, file: Path) -> None:
+    """Write a timing cache to FILE, for trtexec --timingCacheFile or another machine.
+
+    DIGEST is the first six or more digits of its SHA-256.
+    """
+    blob = export_cache(Store(find_home().store), digest, file)
+    options.stderr().line(f"wrote {size(blob.size)} to {file}")

@@ -1,0 +1,37 @@
+"""Which GPU will do for a job that is tuned on one. Pure: GPUs come as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from builder.errors import EnginefarmError, Reason
+from builder.gpu import Gpu
+from builder.plan import Job
+from builder.targets import sm_number
+
+_AMPERE = (8, 0)
+
+
+def fits(job: Job, gpu: Gpu) -> bool:
+    """Say whether the job's engine can be tuned on this GPU: it has the SM, or the engine is for all from Ampere on."""
+    return gpu.sm in job.sms or (job.compatibility == "ampere_plus" and sm_number(gpu.sm) >= _AMPERE)
+
+
+def alike(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Keep the GPUs that are like the first: the same name, SM, driver and kind. Their engines are interchangeable."""
+    return tuple(gpu for gpu in gpus if _kind(gpu) == _kind(gpus[0]))
+
+
+def wrong_gpu(job: Job, gpus: Sequence[Gpu]) -> EnginefarmError:
+    """Say that no GPU here has the SM that a job is for."""
+    here = ", ".join(dict.fromkeys(f"{gpu.name} (SM {gpu.sm})" for gpu in gpus))
+    what = f"{job.id} has to be tuned on a GPU of SM {', '.join(job.sms)}; here: {here}"
+    able = sorted({gpu.sm for gpu in gpus}, key=sm_number)
+    fix = f"ask for a target of SM {', '.join(able)}, or build on another machine"
+    if any(sm_number(sm) >= _AMPERE for sm in able) and min(map(sm_number, job.sms)) >= _AMPERE:
+        fix += "; --compat ampere_plus makes slower engines that run on every GPU from SM 8.0"
+    return EnginefarmError(Reason.SM_MISMATCH, what, fix=fix)
+
+
+def _kind(gpu: Gpu) -> tuple[str, str, str, bool, int]:
+    return gpu.name, gpu.sm, gpu.driver, gpu.mig, gpu.memory_bytes if gpu.mig else 0

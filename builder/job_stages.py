@@ -1,0 +1,190 @@
+"""The stages of one job in order: lower, build, examine, verify; those of a tuned engine on a GPU that is leased."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from builder import durable, preflight
+from builder.errors import EnginefarmError, Reason
+from builder.events import Note
+from builder.gpu import Gpu, free_memory_bytes, processes
+from builder.gpu_lease import lease
+from builder.key import Runtime, Tuning, options_document, profiles_document
+from builder.manifest import Manifest
+from builder.models import OnnxModel, inputs_document
+from builder.plan import Job
+from builder.recipe import Precision, Recipe
+from builder.stage import StageResult
+from builder.stage_runner import StageRunner, Subject
+from builder.store import Store
+from builder.timing_caches import caches_for, class_document, save_cache
+
+Results = dict[str, StageResult]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """Where a job is tuned: GPUs that are alike, any of which will do.
+
+    `sealed`: the only timing cache it may use; `same_device`: that is known to come from a GPU like these.
+    """
+
+    gpus: tuple[Gpu, ...]
+    sealed: Path | None = None
+    same_device: bool = False
+
+    def tuning(self) -> Tuning:
+        """Return what the engine's key says of it."""
+        first = self.gpus[0]
+        digest = durable.sha256_file(self.sealed) if self.sealed is not None else None
+        return Tuning(device=first.name, sm=first.sm, driver=first.driver, timing_cache=digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What the stages of one job work on."""
+
+    job: Job
+    recipe: Recipe
+    runtime: Runtime
+    model: OnnxModel
+    samples: Mapping[str, Path]
+    tuned: Tuned | None = None
+
+    @property
+    def subject(self) -> Subject:
+        """Who the stages work for."""
+        stack = self.runtime.stack
+        return Subject(label=self.job.id, recipe=self.recipe.name, precision=self.job.precision, stack=stack)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobStages:
+    """Runs a job's stages; `known` and `engine` are of an engine that need not be built again."""
+
+    stages: StageRunner
+    work: Work
+    store: Store
+    verify: bool
+    known: Manifest | None = None
+    engine: Path | None = None
+
+    def run(self) -> Results:
+        """Run them; what is tuned on a GPU holds the lease of one from the build to the last stage.
+
+        Raises:
+            EnginefarmError: as `StageRunner.run`; GPU_MEMORY_SHORT.
+
+        """
+        work = self.work
+        inputs = work.model.inputs("model", "external")
+        results = {"lower": self.stages.run(work.subject, "lower", inputs, lower_params(work.job, work.recipe))}
+        with self._lease() as gpu:
+            self._run_on(gpu, results)
+        return results
+
+    def _run_on(self, gpu: str | None, results: Results) -> None:
+        work, lowered = self.work, lowered_inputs(results["lower"])
+        building = building_params(work.job, work.recipe, work.runtime, results["lower"])
+        engine = self.engine
+        if engine is None:
+            results["build"] = self._build(gpu, lowered, building)
+            engine = results["build"].outputs["engine"]
+        # an engine that was tuned on a GPU is proven on it; another is proven by its graph
+        proving = {**lowered, "engine": engine} if gpu is not None else lowered
+        results["examine"] = self.stages.run(work.subject, "examine", proving, building, gpu)
+        if self.verify:
+            profiles = self.known.engine.profiles if self.known is not None else results["build"].data["profiles"]
+            params = verify_params(work.job, work.recipe, building, profiles, self.stages.threads)
+            inputs = {**work.model.inputs("model", "external", "reference"), **proving, **work.samples}
+            results["verify"] = self.stages.run(work.subject, "verify", inputs, params, gpu)
+
+    def _build(self, gpu: str | None, lowered: Mapping[str, Path], building: Mapping[str, Any]) -> StageResult:
+        work, stages, tuned = self.work, self.stages, self.work.tuned
+        if tuned is None:
+            return stages.run(work.subject, "build", lowered, building)
+        if tuned.sealed is not None:
+            inputs = {**lowered, "timing_cache_0000": tuned.sealed}
+            return stages.run(
+                work.subject, "build", inputs, {**building, "sealed": True, "same_device": tuned.same_device}, gpu
+            )
+        document = class_document(work.runtime, work.job.precision, building["options"], tuned.tuning())
+        known = caches_for(self.store, document)
+        result = stages.run(work.subject, "build", {**lowered, **known.inputs()}, building, gpu)
+        # kept at once: what was measured is of use even if the engine fails its proof
+        save_cache(self.store, document, known.digests, result.outputs["timing_cache"])
+        return result
+
+    @contextmanager
+    def _lease(self) -> Iterator[str | None]:
+        if self.work.tuned is None:
+            yield None
+            return
+        with lease(self.work.tuned.gpus, self.stages.cancel, self._on_wait, os.environ) as gpu:
+            _check_gpu_memory(gpu, self.work.model.size)
+            yield gpu.uuid
+
+    def _on_wait(self, text: str) -> None:
+        self.stages.listen(Note(subject=self.work.job.id, text=text))
+
+
+def lower_params(job: Job, recipe: Recipe) -> dict[str, Any]:
+    """Return what the stage lower is told."""
+    return {
+        "precision": job.precision,
+        "profiles": profiles_document(recipe),
+        "keep_fp32": recipe.precisions[Precision(job.precision)].keep_fp32.model_dump(mode="json"),
+    }
+
+
+def building_params(job: Job, recipe: Recipe, runtime: Runtime, lower: StageResult) -> dict[str, Any]:
+    """Return what the stages build and examine are told."""
+    stack = runtime.stack.build
+    settings = recipe.precisions[Precision(job.precision)]
+    return {
+        "precision": job.precision,
+        "profiles": profiles_document(recipe),
+        "family": stack.family,
+        "import_name": stack.import_name,
+        "sms": list(job.sms),
+        "options": options_document(job, recipe),
+        "keep_fp32": settings.keep_fp32.model_dump(mode="json"),
+        "kept_fp32": lower.data["kept_fp32"],
+        "kept_reasons": lower.data["kept_reasons"],
+        "engine_layers": stack.needs_gpu,
+    }
+
+
+def verify_params(
+    job: Job, recipe: Recipe, building: Mapping[str, Any], profiles: list[dict[str, Any]], threads: int
+) -> dict[str, Any]:
+    """Return what the stage verify is told; `profiles` are the engine's own."""
+    settings = recipe.precisions[Precision(job.precision)]
+    return {
+        **building,
+        "inputs": inputs_document(recipe),
+        "tolerance": settings.tolerance.model_dump(mode="json", exclude_none=True),
+        "auto_fp32": settings.auto_fp32,
+        "engine_profiles": profiles,
+        "threads": threads,
+    }
+
+
+def lowered_inputs(lower: StageResult) -> dict[str, Path]:
+    """Return the files of the lowered model by the names that stages know them by."""
+    titles = {"external": "lowered_external"}
+    return {titles.get(name, name): path for name, path in lower.outputs.items()}
+
+
+def _check_gpu_memory(gpu: Gpu, model_bytes: int) -> None:
+    needed = preflight.gpu_memory_bytes(model_bytes)
+    free = free_memory_bytes(gpu.uuid)
+    if free < needed:
+        what = f"{gpu.label} has {free // preflight.MIB} MiB free, building needs about {needed // preflight.MIB} MiB"
+        users = "\n".join(item.text for item in processes(gpu.uuid)) or None
+        raise EnginefarmError(Reason.GPU_MEMORY_SHORT, what, why=users)

@@ -1,0 +1,184 @@
+"""Verifies an engine of the store on this machine's GPU and writes the proof into its manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.errors import EnginefarmError, Reason
+from builder.events import Listener, Note
+from builder.executors import EXECUTORS
+from builder.executors.context import ExecutorContext
+from builder.fetch import Fetcher
+from builder.gpu import visible_gpus
+from builder.gpu_choice import fits, wrong_gpu
+from builder.gpu_lease import lease
+from builder.job_stages import building_params, lower_params, lowered_inputs, verify_params
+from builder.jobs import ENGINE, KEY, PROOF, read_manifest, save
+from builder.journal import Journal
+from builder.key import Key, Runtime
+from builder.manifest import Manifest
+from builder.models import Models, OnnxModel
+from builder.plan import Job
+from builder.project import Home, Project
+from builder.query import find_engine
+from builder.recipe import Recipe
+from builder.recipe_file import load_recipe
+from builder.record import proof_part
+from builder.runner import Settings
+from builder.selection import stack_that_built
+from builder.stacks import Stack, load_stacks
+from builder.stage import StageResult
+from builder.stage_runner import StageRunner, Subject
+from builder.store import Entry, Store
+from builder.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """An engine's job, the GPU that it ran on, and its manifest with the proof."""
+
+    job: str
+    gpu: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setting:
+    job: Job
+    recipe: Recipe
+    stack: Stack
+    runtime: Runtime
+    model: OnnxModel
+    models: Models
+    stages: StageRunner
+
+
+def verify_engine(
+    name: str, project: Project, home: Home, settings: Settings, listen: Listener, cancel: threading.Event
+) -> Verification:
+    """Run the engine `name` (job id, key or engine digest) on a GPU at every shape of its recipe.
+
+    What passes is written into the manifest: `engine_verified` is true from then on.
+
+    Raises:
+        EnginefarmError: NAME_UNKNOWN, STORE_CORRUPT, GPU_NEEDED, SM_MISMATCH, INPUTS_CHANGED where the project no
+            longer has the model or the lock that the engine was built from, or what the stage says.
+
+    """
+    store = Store(home.store)
+    entry = find_engine(store, name)
+    store.check(entry)
+    manifest = read_manifest(store, entry)
+    job = job_of(manifest)
+    gpus = visible_gpus(os.environ)
+    if not gpus:
+        what = "an engine can be verified only on a machine with an NVIDIA GPU, and this one has none"
+        raise EnginefarmError(Reason.GPU_NEEDED, what)
+    fitting = [gpu for gpu in gpus if fits(job, gpu)]
+    if not fitting:
+        raise wrong_gpu(job, gpus)
+    with Workspace(home, keep=settings.keep_work) as workspace:
+        setting = _prepare(job, manifest, store, workspace, project, home, settings, listen, cancel)
+        lower = _lower_again(setting, manifest)
+        with lease(fitting, cancel, lambda text: listen(Note(subject=job.id, text=text)), os.environ) as gpu:
+            result = _verify(setting, manifest, store.files(entry)[ENGINE].path, lower, gpu.uuid)
+    proof = proof_part(setting.job, setting.recipe, manifest.proof.key, result)
+    updated = manifest.model_copy(update={"proof": proof})
+    save_manifest(store, entry, updated)
+    return Verification(job=job.id, gpu=gpu.label, manifest=updated)
+
+
+def job_of(manifest: Manifest) -> Job:
+    """Return the job that a manifest tells of."""
+    return Job(
+        recipe=manifest.recipe.name,
+        precision=manifest.precision.requested,
+        stack=manifest.stack.name,
+        target=manifest.target.name,
+        sms=tuple(manifest.target.sms),
+        compatibility=manifest.build.options["hardware_compatibility"],
+    )
+
+
+def save_manifest(store: Store, entry: Entry, manifest: Manifest) -> None:
+    """Put another manifest beside the same engine."""
+    key = Key(document=json.loads(store.read(entry, KEY)), sha256=entry.key)
+    proof = Key(document=json.loads(store.read(entry, PROOF)), sha256=manifest.proof.key)
+    save(store, manifest, store.files(entry)[ENGINE].path, key, proof)
+
+
+def _prepare(  # noqa: PLR0913, PLR0917  # the parts of a run
+    job: Job,
+    manifest: Manifest,
+    store: Store,
+    workspace: Workspace,
+    project: Project,
+    home: Home,
+    settings: Settings,
+    listen: Listener,
+    cancel: threading.Event,
+) -> _Setting:
+    recipe = load_recipe(project.recipes / job.recipe / "recipe.yaml")
+    stacks = load_stacks(project.images)
+    stack = stack_that_built(stacks, job.stack, manifest.stack.lock_sha256)
+    stacks = {**stacks, stack.name: stack}
+    context = ExecutorContext(
+        project=project,
+        home=home,
+        install=settings.install,
+        cancel=cancel,
+        listen=listen,
+        keep=settings.keep_work,
+        memory_bytes=settings.memory_bytes,
+    )
+    executor = EXECUTORS[executor_of(manifest, settings)](context)
+    executor.prepare(stack, home.logs / f"install-{stack.name}.log")
+    models = Models(project=project, home=home, store=store, executor=executor, stacks=stacks)
+    if models.exports(recipe) and models.identity(recipe) is None:
+        export = models.export_stack()
+        executor.prepare(export, home.logs / f"install-{export.name}.log")
+    stages = StageRunner(
+        executor=executor,
+        workspace=workspace,
+        journal=Journal(home.journal),
+        listen=listen,
+        cancel=cancel,
+        timeout_s=settings.timeout_s,
+    )
+    model = models.obtain(recipe, Fetcher(home, cancel), stages)
+    runtime = executor.runtime(stack)
+    return _Setting(job=job, recipe=recipe, stack=stack, runtime=runtime, model=model, models=models, stages=stages)
+
+
+def executor_of(manifest: Manifest, settings: Settings) -> str:
+    """Choose the executor: as asked; else an image for what an image built."""
+    if settings.executor in EXECUTORS:
+        return settings.executor
+    return "local" if manifest.stack.image is None else "docker"
+
+
+def _lower_again(setting: _Setting, manifest: Manifest) -> StageResult:
+    if setting.model.identity["model.onnx"] != manifest.onnx.sha256:
+        what = f"{setting.job.id} was built from another ONNX model than the project now has"
+        raise EnginefarmError(Reason.INPUTS_CHANGED, what)
+    subject = _subject(setting)
+    params = lower_params(setting.job, setting.recipe)
+    return setting.stages.run(subject, "lower", setting.model.inputs("model", "external"), params)
+
+
+def _verify(setting: _Setting, manifest: Manifest, engine: Path, lower: StageResult, gpu: str) -> StageResult:
+    building = building_params(setting.job, setting.recipe, setting.runtime, lower)
+    params = verify_params(setting.job, setting.recipe, building, manifest.engine.profiles, setting.stages.threads)
+    samples = setting.models.sample_files(setting.recipe)
+    inputs = {**setting.model.inputs("model", "external", "reference"), **lowered_inputs(lower), **samples}
+    return setting.stages.run(_subject(setting), "verify", {**inputs, "engine": engine}, params, gpu)
+
+
+def _subject(setting: _Setting) -> Subject:
+    return Subject(
+        label=setting.job.id, recipe=setting.recipe.name, precision=setting.job.precision, stack=setting.stack
+    )

@@ -1,0 +1,13 @@
+"""TensorRT 11: strongly typed only. The flag that asks for it is still there, without effect."""
+
+from __future__ import annotations
+
+from . import classic
+
+FLAGS = {"fp32": (), "tf32": ("TF32",), "fp16": (), "bf16": ()}
+
+ADAPTER = classic.Classic(
+    network_flags=("STRONGLY_TYPED",),
+    precision_flags=FLAGS,
+    sealing=("ERROR_ON_TIMING_CACHE_MISS", "EDITABLE_TIMING_CACHE", "DISABLE_COMPILATION_CACHE"),
+)
