@@ -146,7 +146,7 @@ def look_at_gpus(environ: Mapping[str, str]) -> Gpus:
     return Gpus(found=found, visible=visible, free=free, asked=environ.get(VISIBLE), plugged=plugged_in())
 
 
-def gather(  # noqa: PLR0913  # each way of asking can be another in tests
+def gather(
     home: Home,
     registries: Sequence[str],
     *,

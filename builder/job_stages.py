@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from builder import durable, preflight
-from builder.errors import EnginefarmError, Reason
 from builder.events import Note
-from builder.gpu import Gpu, free_memory_bytes, processes
-from builder.gpu_lease import lease
+from builder.gpu import Gpu
+from builder.gpu_lease import lease, require_memory
+from builder.gpu_watch import Watch, Watched
 from builder.key import Runtime, Tuning, options_document, profiles_document
 from builder.manifest import Manifest
 from builder.models import OnnxModel, inputs_document
@@ -115,7 +115,9 @@ class JobStages:
             )
         document = class_document(work.runtime, work.job.precision, building["options"], tuned.tuning())
         known = caches_for(self.store, document)
-        result = stages.run(work.subject, "build", {**lowered, **known.inputs()}, building, gpu)
+        with Watch(gpu or tuned.gpus[0].uuid) as watch:
+            result = stages.run(work.subject, "build", {**lowered, **known.inputs()}, building, gpu)
+        result = replace(result, data={**result.data, "watched": _watched(watch.seen)})
         # kept at once: what was measured is of use even if the engine fails its proof
         save_cache(self.store, document, known.digests, result.outputs["timing_cache"])
         return result
@@ -125,12 +127,23 @@ class JobStages:
         if self.work.tuned is None:
             yield None
             return
-        with lease(self.work.tuned.gpus, self.stages.cancel, self._on_wait, os.environ) as gpu:
-            _check_gpu_memory(gpu, self.work.model.size)
+        cancel = self.stages.cancel
+        with lease(self.work.tuned.gpus, cancel, self._on_wait, os.environ, self.work.job.id) as gpu:
+            require_memory(gpu, preflight.gpu_memory_bytes(self.work.model.size), cancel)
             yield gpu.uuid
 
     def _on_wait(self, text: str) -> None:
         self.stages.listen(Note(subject=self.work.job.id, text=text))
+
+
+def _watched(seen: Watched) -> dict[str, Any]:
+    return {
+        "peak_memory_bytes": seen.peak_memory_bytes,
+        "memory_before_bytes": seen.first_memory_bytes,
+        "max_temperature_c": seen.max_temperature_c,
+        "throttle": list(seen.throttle),
+        "neighbours": [program.text for program in seen.neighbours],
+    }
 
 
 def lower_params(job: Job, recipe: Recipe) -> dict[str, Any]:
@@ -179,12 +192,3 @@ def lowered_inputs(lower: StageResult) -> dict[str, Path]:
     """Return the files of the lowered model by the names that stages know them by."""
     titles = {"external": "lowered_external"}
     return {titles.get(name, name): path for name, path in lower.outputs.items()}
-
-
-def _check_gpu_memory(gpu: Gpu, model_bytes: int) -> None:
-    needed = preflight.gpu_memory_bytes(model_bytes)
-    free = free_memory_bytes(gpu.uuid)
-    if free < needed:
-        what = f"{gpu.label} has {free // preflight.MIB} MiB free, building needs about {needed // preflight.MIB} MiB"
-        users = "\n".join(item.text for item in processes(gpu.uuid)) or None
-        raise EnginefarmError(Reason.GPU_MEMORY_SHORT, what, why=users)

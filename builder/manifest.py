@@ -113,6 +113,9 @@ class TunedPart(Part):
     precision_constraints: int = Field(description="Layers that were told their precision; 0 in typed networks.")
     build_seconds: float = Field(description="Seconds inside TensorRT's builder.")
     timing_cache: dict[str, Any] = Field(description="Caches read, and the digest of the one written.")
+    watched: dict[str, Any] | None = Field(
+        description="Memory of the GPU, temperature, throttling and other programs while it built; null if not watched."
+    )
 
 
 class BuildPart(Part):

@@ -193,6 +193,9 @@ class Reason(Enum):
         "another program holds the GPU",
         "wait until it is done, or name another GPU in CUDA_VISIBLE_DEVICES",
     )
+    EXECUTOR_UNAVAILABLE = info(
+        "321", "executor-unavailable", ExitCode.ENVIRONMENT, "this machine cannot run stages so", "use another executor"
+    )
     GPU_MEMORY_SHORT = info(
         "319",
         "gpu-memory-short",
@@ -289,11 +292,7 @@ class Reason(Enum):
         "report it with the log",
     )
     ENGINE_INVALID = info(
-        "416",
-        "engine-invalid",
-        ExitCode.STAGE_FAILED,
-        "TensorRT cannot load the engine: it is damaged or no engine at all",
-        "build it again",
+        "416", "engine-invalid", ExitCode.STAGE_FAILED, "TensorRT cannot load the engine", "build it again"
     )
     ENGINE_VERSION = info(
         "417",
@@ -317,11 +316,7 @@ class Reason(Enum):
         "build without the seal first, then seal the cache of that build",
     )
     LIBRARY_MISSING = info(
-        "420",
-        "library-missing",
-        ExitCode.STAGE_FAILED,
-        "TensorRT could not load a library that it needs",
-        "build the image of the stack again: `enginefarm images build STACK`",
+        "420", "library-missing", ExitCode.STAGE_FAILED, "TensorRT lacks a library", "build the stack's image again"
     )
     BENCH_NOISY = info(
         "421",

@@ -172,6 +172,7 @@ def _tuned(evidence: Evidence, data: Mapping[str, Any]) -> TunedPart | None:
         precision_constraints=data["precision_constraints"],
         build_seconds=round(data["build_seconds"], 3),
         timing_cache=data["timing_cache"],
+        watched=data.get("watched"),
     )
 
 

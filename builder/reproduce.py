@@ -184,7 +184,8 @@ def _source(
         what = f"stack {stack.name} builds without a timing cache: every rebuild is a cold one"
         raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix="leave out --cold")
     tuned = _tuned(store, entry, manifest, job, ask) if stack.build.needs_gpu else None
-    for one in [*([stacks[EXPORT_STACK]] if isinstance(recipe.source, PythonSource) else []), stack]:
+    exports = isinstance(recipe.source, PythonSource) and tuned is None
+    for one in [*([stacks[EXPORT_STACK]] if exports else []), stack]:
         stages.executor.prepare(one, home.logs / f"install-{one.name}.log")
     source = _Source(
         store=store,
@@ -224,7 +225,7 @@ def _tuned(store: Store, entry: Entry, manifest: Manifest, job: Job, ask: Ask) -
     cache = store.files(entry).get(TIMING_CACHE)
     sealed = cache.path if cache is not None and not ask.cold else None
     # device and driver are those of the engine: it may be another board all the same
-    return Tuned(gpus=alike(fitting), sealed=sealed, same_device=True)
+    return Tuned(gpus=alike(fitting), sealed=sealed, same_device=sealed is not None)
 
 
 def _check_inputs(source: _Source, stored: Mapping[str, Any]) -> None:
@@ -250,6 +251,9 @@ def _check_inputs(source: _Source, stored: Mapping[str, Any]) -> None:
 def _rebuild(source: _Source, folder: Path) -> _Copy:
     """Rebuild once, in a store of its own; only an engine of other bytes is kept."""
     fresh = Store(folder / "store")
+    if source.tuned is not None:
+        # what tuning does is in question here, and a machine with a GPU need not have PyTorch
+        _lend_model(source, fresh)
     runner = JobRunner(
         store=fresh,
         models=source.models(fresh),
@@ -267,6 +271,12 @@ def _rebuild(source: _Source, folder: Path) -> _Copy:
     kept = None if difference is None else right.path.replace(folder / ENGINE)
     shutil.rmtree(fresh.root, ignore_errors=True)
     return _Copy(manifest=manifest, difference=difference, engine=kept)
+
+
+def _lend_model(source: _Source, fresh: Store) -> None:
+    for entry in source.store.find("onnx", source.models(source.store).key(source.recipe).sha256)[:1]:
+        files: dict[str, Path | bytes] = {title: blob.path for title, blob in source.store.files(entry).items()}
+        fresh.add(kind="onnx", key=entry.key, name=entry.name, files=files, annotations=dict(entry.annotations))
 
 
 def _compare_outputs(source: _Source, copies: Sequence[_Copy]) -> tuple[list[OutputDifference | None], bool | None]:

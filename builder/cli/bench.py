@@ -70,7 +70,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     as_json: bool,
     folder: Path | None,
 ) -> int:
-    """Time an engine on a GPU against what people run without one.
+    """Time an engine on a GPU against what runs without one.
 
     NAME is a job id, or the first six or more digits of a key or of an engine's SHA-256. Engine and baselines take
     turns, each in a process of its own. What is found goes into the engine's manifest; noise is called noise.

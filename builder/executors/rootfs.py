@@ -61,7 +61,8 @@ class RootfsExecutor:
         """Look at the folder.
 
         Raises:
-            EnginefarmError: IMAGE_MISSING where ENGINEFARM_ROOTFS names no folder; TOOL_MISSING without root's rights.
+            EnginefarmError: IMAGE_MISSING where ENGINEFARM_ROOTFS names no folder; EXECUTOR_UNAVAILABLE without the
+                rights of root.
 
         """
         self._context = context
@@ -108,8 +109,8 @@ class RootfsExecutor:
         """Run one stage.
 
         Raises:
-            EnginefarmError: IMAGE_MISSING; TOOL_MISSING where the machine forbids mounts; GPU_UNREADABLE where a GPU
-                is asked for and the driver's libraries are not found; else as `stage.collect`.
+            EnginefarmError: IMAGE_MISSING; EXECUTOR_UNAVAILABLE where the machine forbids mounts; GPU_UNREADABLE where
+                a GPU is asked for and the driver's libraries are not found; else as `stage.collect`.
 
         """
         mark = read_mark(self._folder, stack.name)
@@ -131,7 +132,7 @@ class RootfsExecutor:
         if outcome.exit_code == enter.REFUSED and not (request.folder / "result.json").exists():
             fix = "run in a virtual machine or a privileged container, or use --executor local"
             what = f"stage {request.stage} could not enter the image of {stack.name}"
-            raise EnginefarmError(Reason.TOOL_MISSING, what, why=process.tail(request.log), fix=fix)
+            raise EnginefarmError(Reason.EXECUTOR_UNAVAILABLE, what, why=process.tail(request.log), fix=fix)
         return collect(request, outcome)
 
     def _spec(self, root: Path, image_env: dict[str, str], request: StageRequest, processor: int) -> enter.Spec:
@@ -244,5 +245,5 @@ def _folder() -> Path:
         raise EnginefarmError(Reason.IMAGE_MISSING, what, fix=fix)
     if os.geteuid() != 0:
         what = "unpacked images can be entered by root alone"
-        raise EnginefarmError(Reason.TOOL_MISSING, what, fix="run as root, or use --executor docker or local")
+        raise EnginefarmError(Reason.EXECUTOR_UNAVAILABLE, what, fix="run as root, or use --executor docker or local")
     return Path(named).resolve()

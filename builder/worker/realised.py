@@ -142,22 +142,25 @@ def settle(found: list[Placed], inspection: Inspection, asked: Asked, wish: Wish
         for item in seen
     ]
     if WANTED[wish.precision] == "FLOAT":
-        return seen, Stored("not asked", wish.size, None, None, "an engine without low precision has nothing to hide")
+        # no flag of the build and no type of the graph allows less: there is nothing that a region could hide
+        hiding = [item for item in seen if item.type == OPAQUE]
+        nothing = Stored("not asked", wish.size, None, None, "the build allows no low precision")
+        return _say(seen, hiding, "FLOAT", "flags"), nothing
     judged = [item for item in seen if item.layer.name in hidden and item.layer.node not in wish.allowed]
     stored = weigh(asked, _types(seen, judged), _ids(judged), wish.size, padded=wish.padded)
     if stored.weights == "fp32":
-        return _say(seen, judged, "FLOAT"), stored
+        return _say(seen, judged, "FLOAT", "engine-size"), stored
     wanted = WANTED[wish.precision]
     doubtful = [item for item in judged if item.type != wanted]
     if not doubtful:
         return seen, stored
     stored = weigh(asked, _types(seen, doubtful), _ids(doubtful), wish.size, padded=wish.padded)
-    return (_say(seen, doubtful, wanted) if stored.weights == "low" else seen), stored
+    return (_say(seen, doubtful, wanted, "engine-size") if stored.weights == "low" else seen), stored
 
 
-def _say(items: list[Placed], which: list[Placed], kind: str) -> list[Placed]:
+def _say(items: list[Placed], which: list[Placed], kind: str, basis: str) -> list[Placed]:
     names = {item.layer.name for item in which}
-    return [item._replace(type=kind, basis="engine-size") if item.layer.name in names else item for item in items]
+    return [item._replace(type=kind, basis=basis) if item.layer.name in names else item for item in items]
 
 
 def _types(items: list[Placed], without: list[Placed]) -> dict[str, str]:

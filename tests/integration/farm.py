@@ -41,7 +41,8 @@ class Farm:
         """Start `enginefarm`."""
         dropped = {"CI", "FORCE_COLOR", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "COLUMNS"}
         kept = {name: value for name, value in os.environ.items() if name not in dropped}
-        own = {"ENGINEFARM_HOME": str(self.home), "ENGINEFARM_EXECUTOR": self.executor, "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        own = {"ENGINEFARM_HOME": str(self.home), "ENGINEFARM_EXECUTOR": self.executor, "PYTHONPATH": path}
         env = {**kept, **own, **environ}
         command = [sys.executable, "-c", "import sys; from builder.cli import main; sys.exit(main())", *arguments]
         return subprocess.Popen(

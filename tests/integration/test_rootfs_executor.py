@@ -320,7 +320,7 @@ def test_an_image_that_cannot_be_entered(box: Callable[[str], Box], monkeypatch:
 
     monkeypatch.setattr(one.executor, "_spec", orphaned)
     error = refusal(one.run)
-    assert error.reason is Reason.TOOL_MISSING
+    assert error.reason is Reason.EXECUTOR_UNAVAILABLE
     assert "the farm is gone" in (error.why or "")
 
 

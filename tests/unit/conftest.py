@@ -35,6 +35,6 @@ def _guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(socket.socket, "connect", _no_connection)
         patch.setattr(socket.socket, "connect_ex", _no_connection)
         home: Path = tmp_path_factory.getbasetemp() / "nobody"
-        for name in ("HOME", "ENGINEFARM_HOME", "XDG_CACHE_HOME"):
+        for name in ("HOME", "ENGINEFARM_HOME", "ENGINEFARM_GPU_LOCKS", "XDG_CACHE_HOME"):
             patch.setenv(name, str(home / name.lower()))
         yield

@@ -278,11 +278,8 @@ def test_gpus() -> None:
 
 def test_gpus_that_are_hidden() -> None:
     some = gpu_check(seen(ADA, T4, visible=(T4,), asked="2"))
-    assert (some.status, some.found) == (
-        Verdict.OK,
-        "NVIDIA T4 (SM 7.5, 15 GiB); driver 580.95.05; CUDA_VISIBLE_DEVICES=2 hides "
-        "NVIDIA GeForce RTX 4090 (SM 8.9, 24 GiB)",
-    )
+    hidden = "CUDA_VISIBLE_DEVICES=2 hides NVIDIA GeForce RTX 4090 (SM 8.9, 24 GiB)"
+    assert (some.status, some.found) == (Verdict.OK, f"NVIDIA T4 (SM 7.5, 15 GiB); driver 580.95.05; {hidden}")
     none = gpu_check(seen(T4, visible=(), asked=""))
     assert (none.status, none.found) == (Verdict.WARN, "NVIDIA T4 (SM 7.5, 15 GiB), hidden by CUDA_VISIBLE_DEVICES=")
 

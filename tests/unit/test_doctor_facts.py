@@ -11,17 +11,30 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 
 from builder import doctor_facts, process
-from builder.doctor_facts import Answer, PipIndex, Ran, ask_address, gather, pip_index, run_program
+from builder.doctor_facts import (
+    Answer,
+    Gpus,
+    PipIndex,
+    Ran,
+    ask_address,
+    gather,
+    look_at_gpus,
+    pip_index,
+    run_program,
+)
+from builder.errors import Reason
 from builder.process import Outcome
 from builder.project import Home
+from tests.nvml import SECOND, FakeNvml, in_place, two
 
 
 def listed(*lines: str) -> Ran:

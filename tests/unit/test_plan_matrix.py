@@ -33,7 +33,16 @@ script = load_script()
 
 def job(recipe: str = "mlp", stack: str = "rtx", sms: str = "8.0 8.6", precision: str = "fp16") -> dict[str, Any]:
     """Make a job of a plan."""
-    return {"recipe": recipe, "stack": stack, "sms": sms.split(), "precision": precision, "target": "ampere"}
+    labels = "-".join(f"sm{sm.replace('.', '')}" for sm in sms.split())
+    return {
+        "id": f"{recipe}-{precision}-{stack}-{labels}",
+        "recipe": recipe,
+        "stack": stack,
+        "sms": sms.split(),
+        "precision": precision,
+        "target": "ampere",
+        "compatibility": "none",
+    }
 
 
 def plan(*jobs: dict[str, Any], version: int = 1) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_without_a_folder(
 def test_without_roots_rights(context: ExecutorContext, roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     error = refusal(lambda: EXECUTORS["rootfs"](context))
-    assert (error.reason, "root" in error.what) == (Reason.TOOL_MISSING, True)
+    assert (error.reason, "root" in error.what) == (Reason.EXECUTOR_UNAVAILABLE, True)
 
 
 def test_an_unpacked_image(context: ExecutorContext, roots: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from ..cuda import Cuda
 from ..protocol import StageFailure
 from . import layers as network_layers
 from . import session, timing_cache
-from .engine import Engine
+from .engine import Engine, check_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,6 +135,7 @@ class Classic(NamedTuple):
 
         """
         trt, log = _load(request)
+        check_header(trt, engine, version_compatible=request.options.version_compatible)
         return Engine(trt, log, cuda, engine)
 
     def build_debug(self, request: Request, model: str, engine: str, tensors: list[str]) -> list[str]:

@@ -197,8 +197,7 @@ def refusal(trt: Any, errors: list[str], content: bytes, sm: str) -> StageFailur
     """Say why TensorRT did not load an engine."""
     failure = load_failure(errors, "TensorRT cannot load the engine")
     version = plan_version(content)
-    own = ".".join(str(trt.__version__).split(".")[:3])
-    if failure.reason == "engine-invalid" and version is not None and not version.startswith(f"{own}."):
+    if failure.reason == "engine-invalid" and version is not None and not version.startswith(f"{_release(trt)}."):
         message = f"the engine was built by TensorRT {version}, this is {trt.__version__}"
         return StageFailure("engine-version", message, why=failure.why, fix="use the stack of its version")
     if failure.reason == "sm-mismatch":
@@ -222,18 +221,33 @@ def load_failure(errors: list[str], message: str) -> StageFailure:
 
 
 def plan_version(content: bytes) -> str | None:
-    """Read the TensorRT version in an engine's header, such as "8.6.0.12"; None where this is no engine."""
+    """Read the TensorRT version in a classic engine's header, such as "8.6.0.12"; None where this is no such engine."""
     if content[: len(MAGIC)] != MAGIC or len(content) < VERSION_AT + 4:
         return None
     return ".".join(str(byte) for byte in content[VERSION_AT : VERSION_AT + 4])
 
 
-def read_version(path: str) -> str | None:
-    """Read the TensorRT version from an engine file without loading it."""
-    if not os.path.isfile(path):
-        return None
+def check_header(trt: Any, path: str, *, version_compatible: bool) -> None:
+    """Refuse what is no classic engine or one of another TensorRT, before TensorRT reads it.
+
+    TensorRT 8.6 loads an engine whose header names another version.
+
+    Raises:
+        StageFailure: engine-invalid, engine-version.
+
+    """
     with open(path, "rb") as file:
-        return plan_version(file.read(VERSION_AT + 4))
+        version = plan_version(file.read(VERSION_AT + 4))
+    if version is None:
+        what = f"{os.path.basename(path)} is no engine of TensorRT"
+        raise StageFailure("engine-invalid", what, why="it does not begin as one", fix="build the engine again")
+    if not version_compatible and not version.startswith(f"{_release(trt)}."):
+        message = f"the engine was built by TensorRT {version}, this is {trt.__version__}"
+        raise StageFailure("engine-version", message, fix="use the stack of its version")
+
+
+def _release(trt: Any) -> str:
+    return ".".join(str(trt.__version__).split(".")[:3])
 
 
 def _numpy_type(dtype: Any, name: str) -> Any:

@@ -29,8 +29,10 @@ def load_timing(config: Any, request: Request, log: Log) -> bytes:
     whole = config.create_timing_cache(b"")
     for path in request.timing.files:
         with open(path, "rb") as file:
-            part = config.create_timing_cache(file.read())
-        if part is None or not whole.combine(part, alike):
+            content = file.read()
+        part = config.create_timing_cache(content)
+        # of a damaged file TensorRT 8.6 takes nothing, and says so in its log alone
+        if part is None or len(bytes(part.serialize())) < len(content) or not whole.combine(part, alike):
             failure = _bad_cache(path, log)
             if request.timing.sealed:
                 raise failure
