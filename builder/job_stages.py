@@ -97,7 +97,9 @@ class JobStages:
             engine = results["build"].outputs["engine"]
         # an engine that was tuned on a GPU is proven on it; another is proven by its graph
         proving = {**lowered, "engine": engine} if gpu is not None else lowered
-        results["examine"] = self.stages.run(work.subject, "examine", proving, building, gpu)
+        layers = results["build"].data.get("network_layers") if "build" in results else None
+        examining = {**building, "network_layers": layers} if layers else building
+        results["examine"] = self.stages.run(work.subject, "examine", proving, examining, gpu)
         if self.verify:
             profiles = self.known.engine.profiles if self.known is not None else results["build"].data["profiles"]
             params = verify_params(work.job, work.recipe, building, profiles, self.stages.threads)

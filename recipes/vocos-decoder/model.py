@@ -47,7 +47,8 @@ class Backbone(nn.Module):
         self.final_layer_norm = nn.LayerNorm(CHANNELS, eps=EPSILON)
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                # the published code truncates at 100 deviations, in a way that differs between releases of PyTorch
+                nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def forward(self, mel: torch.Tensor) -> torch.Tensor:

@@ -102,6 +102,7 @@ class Classic(NamedTuple):
             "workspace_bytes": attempt.workspace_bytes,
             "gpu_free_bytes": free,
             "retried_with_less_memory": retried,
+            "network_layers": [layer._asdict() for layer in _layers(parts, request)],
             "timing_cache": timing_cache.save_timing(parts.trt, parts.config, request, parts.timing),
         }
 
@@ -209,6 +210,11 @@ def _plugins(trt: Any, log: session.Log) -> None:
     register = getattr(trt, "init_libnvinfer_plugins", None)
     if register is not None:
         register(log.logger, "")
+
+
+def _layers(parts: Parts, request: Request) -> list[Layer]:
+    # after the build: counting the work changes the shapes of the network's inputs
+    return network_layers.read_layers(parts.trt, parts.network, request.profiles)
 
 
 def _builder(trt: Any, log: session.Log) -> Any:

@@ -21,7 +21,14 @@ PLAIN = Options(None, None, "none", version_compatible=False, strip_weights=Fals
 PROFILE = Profile("p", {"x": ShapeRange((1, 3), (2, 3), (4, 3))})
 GIB = 1 << 30
 LAYERS = [
-    FakeLayer("a", "MATRIX_MULTIPLY", "[ONNX Layer: a]", outputs=[FakeTensor("h")]),
+    FakeLayer(
+        "a",
+        "MATRIX_MULTIPLY",
+        "[ONNX Layer: a]",
+        inputs=[FakeTensor("c", shape=(2, 3)), FakeTensor("w", shape=(3, 3))],
+        outputs=[FakeTensor("h", shape=(2, 3))],
+        more={"op0": None},
+    ),
     FakeLayer("b", "ELEMENTWISE", "[ONNX Layer: b]", outputs=[FakeTensor("y")]),
 ]
 
@@ -92,6 +99,7 @@ def test_every_release_builds_in_its_own_words(
     assert (here / "out/model.plan").read_bytes().startswith(b"ftrt")
     assert facts["device"] == {"name": "NVIDIA H100", "sm": "9.0", "driver_cuda": "13.0"}
     assert facts["profiles"][0]["inputs"]["x"]["max"] == [4, 3]
+    assert [(layer["node"], layer["macs"]) for layer in facts["network_layers"]] == [("a", 18), ("b", None)]
     assert trt.called("IBuilderConfig.clear_flag") == [(trt.BuilderFlag.TF32,)]
     assert trt.called("IBuilderConfig.profiling_verbosity=") == [(trt.ProfilingVerbosity.DETAILED,)]
 
