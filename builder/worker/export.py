@@ -5,6 +5,7 @@ The only stage in which a recipe's code runs.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import os
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 RECIPE_DIR = "in/recipe_dir"
+# More weights than these would take too much time and memory in FP64.
+FP64_PARAMETERS = 60_000_000
 MODEL, REFERENCE = "out/model.onnx", "out/reference.npz"
 
 
@@ -48,7 +51,7 @@ def run(job: Job) -> Outcome:
     every = cases(job.profiles)
     opt = next(case for case in every if case.point in ("opt", "min"))
     example = make_all(job.params["inputs"], next((case for case in every if case.point == "opt"), opt))
-    reference, refused = _reference(model, job, every)
+    reference, refused, wide = _reference(model, job, every)
     canonical.write(_export(model, settings, example), settings, job.profiles, MODEL)
     _write_reference(reference)
     data = {
@@ -56,6 +59,7 @@ def run(job: Job) -> Outcome:
         "exporter": settings["exporter"],
         "torch": torch.__version__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "reference_precision": "fp64" if wide else "fp32",
         "reference_cases": sorted({key.split("|", 1)[0] for key in reference}),
         "refused_cases": refused,
     }
@@ -148,15 +152,21 @@ def _dynamic_shape(axes: dict[int, str]) -> dict[int, Any]:
     return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
 
 
-def _reference(model: torch.nn.Module, job: Job, every: list[Case]) -> tuple[Arrays, list[str]]:
+def _reference(model: torch.nn.Module, job: Job, every: list[Case]) -> tuple[Arrays, list[str], bool]:
+    """Run the model at every shape; return inputs and outputs, the refused cases, and whether FP64 did the work."""
     recorded: Arrays = {}
     refused: list[str] = []
+    exact = _doubled(model)
     names = job.params["export"]["output_names"]
     for case in [*every, *outside_cases(job.profiles)]:
         feeds = make_all(job.params["inputs"], case)
         inside = case in every
+        arrays = [feeds[name] for name in job.params["export"]["input_names"]]
         try:
-            made = _flatten(model(*(torch.from_numpy(feeds[name]) for name in job.params["export"]["input_names"])))
+            made = _flatten(model(*map(torch.from_numpy, arrays)))
+            if exact is not None and inside:
+                wide = _in_fp64(exact, arrays, made)
+                made, exact = (made, None) if wide is None else (wide, exact)
         except Exception as error:
             if inside:
                 raise _blame(f"the model does not take its inputs at {case.name}", error) from error
@@ -174,7 +184,26 @@ def _reference(model: torch.nn.Module, job: Job, every: list[Case]) -> tuple[Arr
                 )
             recorded[f"{case.name}|out|{name}"] = values.detach().numpy()
         recorded.update({f"{case.name}|in|{name}": values for name, values in feeds.items()})
-    return recorded, refused
+    return recorded, refused, exact is not None
+
+
+def _doubled(model: torch.nn.Module) -> torch.nn.Module | None:
+    """Copy a model in FP64, where that is cheap: then its own rounding is no part of the errors of engines."""
+    if sum(parameter.numel() for parameter in model.parameters()) > FP64_PARAMETERS:
+        return None
+    return copy.deepcopy(model).double()
+
+
+def _in_fp64(exact: torch.nn.Module, feeds: list[np.ndarray], made: list[torch.Tensor]) -> list[torch.Tensor] | None:
+    """Run in FP64 and round to the types of `made`; None for a model that makes FP32 values of its own."""
+    wide = [torch.from_numpy(array.astype(np.float64) if array.dtype == np.float32 else array) for array in feeds]
+    try:
+        found = _flatten(exact(*wide))
+    except Exception:  # noqa: BLE001  (the model's own code: FP32 has to do then)
+        return None
+    if [tuple(value.shape) for value in found] != [tuple(value.shape) for value in made]:
+        return None
+    return [value.to(like.dtype) for value, like in zip(found, made)]
 
 
 def _flatten(result: Any) -> list[torch.Tensor]:
