@@ -107,6 +107,9 @@ def engine_page(entry: Entry, manifest: Manifest, width: int, paint: Paint) -> l
             ("worst", _worst(manifest)),
             ("rebuilt", _rebuilt(manifest)),
             ("built", f"in {duration(manifest.build.seconds)}, {size(manifest.build.max_rss_bytes)} of memory at most"),
+            ("tuned on", _tuned(manifest)),
+            ("timing cache", _timing(manifest)),
+            ("speed", _speed(manifest)),
         ],
         paint,
     )
@@ -130,7 +133,7 @@ def dimensions(shape: Sequence[int]) -> str:
 
 
 def _fields(rows: Sequence[tuple[str, str]], paint: Paint) -> list[str]:
-    return [f"  {paint(f'{name:<11}', 'cyan')}  {text}" for name, text in rows if text]
+    return [f"  {paint(f'{name:<12}', 'cyan')} {text}" for name, text in rows if text]
 
 
 def _basis(basis: str) -> str:
@@ -150,6 +153,33 @@ def _rebuilt(manifest: Manifest) -> str:
     if level.level == "unmeasured":
         return "not compared yet; `enginefarm reproduce` does it"
     return f"{level.level}" if level.detail is None else f"{level.level}: {level.detail}"
+
+
+def _tuned(manifest: Manifest) -> str:
+    tuned = manifest.build.tuned_on
+    if tuned is None:
+        return ""
+    less = "; ran out of memory once" if tuned.retried_with_less_memory else ""
+    return f"{tuned.name}, SM {tuned.sm}, driver {tuned.driver}; {duration(tuned.build_seconds)} in the builder{less}"
+
+
+def _timing(manifest: Manifest) -> str:
+    tuned = manifest.build.tuned_on
+    if tuned is None:
+        return ""
+    cache = tuned.timing_cache
+    added = "held all that was needed" if cache["unchanged"] else "was added to"
+    began = f"{'sealed; ' if cache['sealed'] else ''}{added}" if cache["read"] else "began empty"
+    return f"{cache['sha256'][:12]}, {size(cache['bytes'])}; {began}"
+
+
+def _speed(manifest: Manifest) -> str:
+    bench = manifest.bench
+    if bench is None:
+        return "" if manifest.build.tuned_on is None else "not timed yet; `enginefarm bench` does it"
+    timed = bench.cases[0]
+    best = min(timed.timings, key=lambda item: item.wall.median_ms if item.role == "engine" else float("inf"))
+    return f"{best.wall.median_ms:.3f} ms at {timed.name} ({best.name}) on {bench.gpu.name}: {bench.verdict}"
 
 
 def _worst(manifest: Manifest) -> str:
@@ -195,4 +225,6 @@ def _outside(item: dict[str, Any]) -> str:
         "differs": "the graph gives other numbers than the reference",
         "refuses": "the graph refuses it",
     }
+    if item["graph"] == "not run":
+        return "the engine refuses it"
     return f"the engine's shape profile leaves it out; {graph.get(item['graph'], item['graph'])}"
