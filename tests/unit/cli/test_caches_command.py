@@ -24,6 +24,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Make a home that holds a class and an engine with a cache of its own."""
     monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "160")
     store = Store(Home(root=tmp_path / "home").store)
     file = tmp_path / "new"
     file.write_bytes(CONTENT)
