@@ -40,8 +40,8 @@ BAD_PROFILE = (
 WARNING = 2
 NO_KERNEL = re.compile(r"Cannot compile operation '(?P<node>[^']+)' for (?P<target>[^:]+): (?P<why>[^.]+)\.")
 NO_TYPE = "because the model contains hw-specific datatypes"
-# Said by every build on a machine without a driver; never the cause of a failure.
-NOISE = ("cudaerror 35", "thread context has not been set", "parameter check failed, condition: profile->isvalid")
+# Said by every build without a driver, or with one and no GPU for the process; never the cause of a failure.
+NOISE = ("cudaerror 35", "cudaerror 100", "thread context has not been set", "parameter check failed, condition: profile->isvalid")
 
 
 class Log:
