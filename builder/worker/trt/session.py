@@ -41,7 +41,12 @@ WARNING = 2
 NO_KERNEL = re.compile(r"Cannot compile operation '(?P<node>[^']+)' for (?P<target>[^:]+): (?P<why>[^.]+)\.")
 NO_TYPE = "because the model contains hw-specific datatypes"
 # Said by every build without a driver, or with one and no GPU for the process; never the cause of a failure.
-NOISE = ("cudaerror 35", "cudaerror 100", "thread context has not been set", "parameter check failed, condition: profile->isvalid")
+NOISE = (
+    "cudaerror 35",
+    "cudaerror 100",
+    "thread context has not been set",
+    "parameter check failed, condition: profile->isvalid",
+)
 
 
 class Log:
