@@ -94,7 +94,13 @@ def option_features(build: BuildOptions) -> list[Need]:
 
 def precision_features(precision: str) -> tuple[str, ...]:
     """Name the features of which a release needs one for engines of a precision; none: every release has it."""
-    return {"tf32": ("tf32",), "fp16": ("fp16_flag", "strongly_typed"), "bf16": ("bf16",)}.get(precision, ())
+    needed = {
+        "tf32": ("tf32",),
+        "fp16": ("fp16_flag", "strongly_typed"),
+        "bf16": ("bf16",),
+        "int8": ("int8_calibrators",),
+    }
+    return needed.get(precision, ())
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -140,7 +140,7 @@ def engine_key(
             "stack": runtime.as_document(),
             "device": {"name": tuning.device, "sm": tuning.sm} if tuning is not None else None,
             "driver": tuning.driver if tuning is not None else None,
-            "calibration": None,
+            "calibration": _calibration_document(job, recipe),
             "plugins": [],
             "timing_cache": tuning.timing_cache if tuning is not None else None,
             "worker_sha256": worker_sha256,
@@ -175,6 +175,21 @@ def proof_key(job: Job, recipe: Recipe, engine: Key, worker_sha256: str, *, veri
 def options_document(job: Job, recipe: Recipe) -> dict[str, Any]:
     """Return the builder settings of a job: the recipe's, with the compatibility that the plan settled."""
     return {**recipe.build.model_dump(mode="json"), "hardware_compatibility": job.compatibility}
+
+
+def _calibration_document(job: Job, recipe: Recipe) -> dict[str, Any] | None:
+    """Return all that calibration depends on besides the model and the opt shapes: generators, or digests of samples.
+
+    What it finds is not in the key: it follows from this.
+    """
+    calibration = recipe.calibration(job.precision)
+    if calibration is None:
+        return None
+    inputs = {name: spec.model_dump(mode="json") for name, spec in recipe.inputs.items()}
+    for spec in inputs.values():
+        # where a sample lies changes nothing, what it holds does
+        spec["values"].pop("path", None)
+    return {**calibration.model_dump(mode="json"), "inputs": inputs}
 
 
 def profiles_document(recipe: Recipe) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from builder.errors import EnginefarmError, Reason
-from builder.features import COMPATIBILITY_FLOORS, load_features, option_features
+from builder.features import COMPATIBILITY_FLOORS, load_features, option_features, precision_features
 from builder.recipe import BuildOptions, Precision, Recipe
 from builder.stacks import Stack
 from builder.targets import Target, sm_number, suggestion
@@ -242,8 +242,7 @@ def _against_recipe(recipe: Recipe, precision: str, stack: Stack, target: Target
 
 def _against_stack(catalogue: Catalogue, recipe: Recipe, precision: str, stack: Stack) -> _Problem | None:
     if precision not in stack.build.precisions:
-        fix = f"the stack has {', '.join(stack.build.precisions)}"
-        return Reason.PRECISION_UNSUPPORTED, f"stack {stack.name} has no {precision}", fix
+        return _no_precision(catalogue, precision, stack)
     for need in option_features(recipe.build):
         if need.feature not in stack.build.features:
             having = [s.name for s in catalogue.all_stacks if need.feature in s.build.features]
@@ -252,6 +251,17 @@ def _against_stack(catalogue: Catalogue, recipe: Recipe, precision: str, stack: 
             fix = f"stacks that have it: {', '.join(having) or 'none'}; or drop it from the recipe"
             return Reason.OPTION_UNSUPPORTED, f"{what}: {absent}" if absent else what, fix
     return None
+
+
+def _no_precision(catalogue: Catalogue, precision: str, stack: Stack) -> _Problem:
+    having = [s.name for s in catalogue.all_stacks if precision in s.build.precisions]
+    needed = [load_features()[name] for name in precision_features(precision)]
+    absences = [feature.absence(stack.build.family, stack.build.tensorrt) for feature in needed]
+    what = f"stack {stack.name} has no {precision}"
+    if absences and None not in absences:
+        what += f" ({needed[0].name}: {absences[0]})"
+    fix = f"stacks that have it: {', '.join(having) or 'none'}; this one has {', '.join(stack.build.precisions)}"
+    return Reason.PRECISION_UNSUPPORTED, what, fix
 
 
 def _against_sm(catalogue: Catalogue, recipe: Recipe, stack: Stack, target: Target, sm: str) -> _Problem | None:

@@ -5,64 +5,31 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Literal, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator, model_validator
 from typing_extensions import Self
 
-_NAME = r"^[a-z0-9][a-z0-9._-]*$"
-_SHA256 = r"^[0-9a-f]{64}$"
-_REVISION = r"^[0-9a-f]{40}$"
-_PINNED = r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*$"
-_ENTRY = r"^(?!/)(?!.*(^|/)\.\.(/|$))[^:]+\.py:[A-Za-z_][A-Za-z0-9_]*$"
-_RELATIVE = r"^(?!/)(?!.*(^|/)\.\.(/|$)).+$"
-_HTTPS = r"^https://[^\s]+$"
-_REPOSITORY = r"^[^/\s]+/[^/\s]+$"
-
-# What the patterns ask for, in words.
-MEANING = {
-    _NAME: "lower-case letters, digits, dots, dashes and underscores",
-    _SHA256: "a SHA-256: 64 lower-case hex digits",
-    _REVISION: "a full commit hash: 40 lower-case hex digits; branches and tags move",
-    _PINNED: "name==version, nothing looser",
-    _ENTRY: "file.py:function inside the recipe's folder",
-    _RELATIVE: "a path inside the recipe's folder, without ..",
-    _HTTPS: "an https:// address",
-    _REPOSITORY: "owner/name",
-}
-
-Name = Annotated[str, StringConstraints(pattern=_NAME, max_length=80)]
-Sha256 = Annotated[str, StringConstraints(pattern=_SHA256)]
-GitRevision = Annotated[str, StringConstraints(pattern=_REVISION)]
-PinnedPackage = Annotated[str, StringConstraints(pattern=_PINNED)]
-EntryPoint = Annotated[str, StringConstraints(pattern=_ENTRY)]
-RelativePath = Annotated[str, StringConstraints(pattern=_RELATIVE)]
-HttpUrl = Annotated[str, StringConstraints(pattern=_HTTPS)]
-Repository = Annotated[str, StringConstraints(pattern=_REPOSITORY)]
-Dim = Annotated[StrictInt, Field(ge=1, le=2**31 - 1)]
-Shape = list[Dim]
-
-
-class Strict(BaseModel):
-    """Unknown keys are mistakes; a recipe never changes after it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re", allow_inf_nan=False)
+from builder.recipe_fields import (
+    EntryPoint,
+    GitRevision,
+    HttpUrl,
+    Name,
+    PinnedPackage,
+    RelativePath,
+    Repository,
+    Sha256,
+    Shape,
+    Strict,
+)
 
 
 class Precision(str, Enum):
-    """Numeric format asked for. int8 and fp8 need calibration and are not offered yet."""
+    """Numeric format asked for. int8 is found by calibration, with fp16 beside it; fp8 is not offered yet."""
 
     FP32 = "fp32"
     TF32 = "tf32"
     FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
 class PythonSource(Strict):
@@ -232,6 +199,23 @@ class KeepFp32(Strict):
     ops: list[str] = Field(default_factory=list, description="ONNX operator types.")
 
 
+CalibrationMethod = Literal["entropy", "minmax"]
+
+
+class Calibration(Strict):
+    """How TensorRT finds the ranges of INT8: it runs the model on batches of the recipe's own inputs.
+
+    A batch has the opt shape of the first shape profile. Generators go on from their seeds, other values than those
+    that verification feeds; a sample file is read on, batch by batch along its first axis, and from the front again.
+    """
+
+    batches: StrictInt = Field(default=16, ge=1, le=4096, description="Batches to run.")
+    method: CalibrationMethod = Field(
+        default="entropy",
+        description="entropy: ranges that lose least information; minmax: the whole range that was seen.",
+    )
+
+
 class PrecisionSettings(Strict):
     """How one precision is made and judged."""
 
@@ -242,6 +226,9 @@ class PrecisionSettings(Strict):
     )
     targets: list[Name] | None = Field(
         default=None, min_length=1, description="Targets allowed for this precision; null: all that the recipe allows."
+    )
+    calibration: Calibration | None = Field(
+        default=None, description="Only for int8: how its ranges are found; null there: 16 batches, entropy."
     )
 
 
@@ -342,6 +329,18 @@ class Recipe(Strict):
     build: BuildOptions = Field(default_factory=BuildOptions, description="TensorRT builder settings.")
     bench: BenchSettings = Field(default_factory=BenchSettings, description="Benchmark settings.")
 
+    @field_validator("precisions")
+    @classmethod
+    def _int8_settings(cls, precisions: dict[Precision, PrecisionSettings]) -> dict[Precision, PrecisionSettings]:
+        for precision, settings in precisions.items():
+            if precision is not Precision.INT8 and settings.calibration is not None:
+                msg = f"{precision.value} has a calibration, and only int8 is calibrated"
+                raise ValueError(msg)
+            if precision is Precision.INT8 and settings.auto_fp32:
+                msg = "int8 has auto_fp32, which searches on the CPU: int8 cannot be emulated there"
+                raise ValueError(msg)
+        return precisions
+
     @model_validator(mode="after")
     def _python_needs_export(self) -> Self:
         is_python = isinstance(self.source, PythonSource)
@@ -369,6 +368,12 @@ class Recipe(Strict):
             msg = f"shape profiles need different names, got {names}"
             raise ValueError(msg)
         return self
+
+    def calibration(self, precision: str) -> Calibration | None:
+        """Return how a precision is calibrated; None for one that needs no calibration."""
+        if precision != Precision.INT8.value:
+            return None
+        return self.precisions[Precision.INT8].calibration or Calibration()
 
     @property
     def weights_kind(self) -> Literal["seeded", "pretrained"]:

@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 
 from builder import yaml_nodes
 from builder.errors import EnginefarmError, ErrorGroup, Reason
-from builder.recipe import MEANING, FileInput, OnnxSource, PythonSource, Recipe
+from builder.recipe import FileInput, OnnxSource, PythonSource, Recipe
+from builder.recipe_fields import MEANING
 from builder.targets import suggestion
 
 FILE = "recipe.yaml"

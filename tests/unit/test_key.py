@@ -232,6 +232,8 @@ def test_the_example_holds_every_field_of_the_model() -> None:
     dumped = {path for path in leaves(full) if not path.startswith("precisions.fp16.tolerance.outputs")}
     # of a union only the chosen member shows; null stands for what the example leaves out on purpose
     left_out = {"weights.pretrained.repo", "weights.pretrained.revision", "weights.pretrained.path"}
+    # only of int8: see INT8_EFFECT
+    left_out |= {"precisions.fp16.calibration"}
     assert dumped - left_out == set(leaves(RECIPE))
 
 
@@ -271,6 +273,60 @@ def test_a_field_changes_its_keys_and_no_other(path: str) -> None:
 )
 def test_what_is_around_a_recipe(change: dict[str, Any], wanted: str) -> None:
     assert changed(keys(), keys(**change)) == wanted
+
+
+# What calibration depends on, and so the engine: the values it is fed with. As EFFECT, for a job in int8.
+INT8_EFFECT: dict[str, tuple[dict[str, Any], str]] = {
+    "batches": ({"calibration": {"batches": 5, "method": "entropy"}}, "e"),
+    "method": ({"calibration": {"batches": 4, "method": "minmax"}}, "e"),
+    "the default": ({"calibration": None}, "e"),
+    "seed": ({"values": {"kind": "normal", "seed": 1, "mean": 0.0, "std": 1.0}}, "xep"),
+    "mean": ({"values": {"kind": "normal", "seed": 0, "mean": 1.0, "std": 1.0}}, "xep"),
+    "std": ({"values": {"kind": "normal", "seed": 0, "mean": 0.0, "std": 2.0}}, "xep"),
+    "generator": ({"values": {"kind": "uniform", "seed": 0, "low": 0.0, "high": 1.0}}, "xep"),
+    "sample file": ({"values": {"kind": "file", "path": "x.npy", "sha256": SHA}}, "xep"),
+    "dtype": ({"dtype": "float16"}, "xep"),
+    "tolerance": ({"tolerance": {"default": {"cosine": 0.8}}}, "p"),
+    "kept nodes": ({"keep_fp32": {"nodes": ["n"]}}, "e"),
+    # 16 batches, entropy
+    "nothing": ({}, ""),
+}
+
+
+def int8(change: Mapping[str, Any]) -> dict[str, str]:
+    settings: dict[str, Any] = {
+        "tolerance": {"default": {"cosine": 0.9}},
+        "calibration": {"batches": 4, "method": "entropy"},
+    }
+    recipe = copy.deepcopy(RECIPE)
+    for name, value in change.items():
+        (recipe["inputs"]["x"] if name in {"values", "dtype"} else settings)[name] = value
+    recipe["precisions"] = {"int8": settings}
+    runtime = Runtime(stack=stack(precisions=["int8"]), python="3.11")
+    return keys(recipe, job=replace(JOB, precision="int8"), runtime=runtime)
+
+
+@pytest.mark.parametrize("what", sorted(INT8_EFFECT))
+def test_what_calibration_is_fed_with_is_in_the_engines_key(what: str) -> None:
+    change, wanted = INT8_EFFECT[what]
+    assert changed(int8({}), int8(change)) == wanted
+
+
+def test_the_default_calibration_is_the_same_written_out() -> None:
+    assert int8({"calibration": None}) == int8({"calibration": {"batches": 16, "method": "entropy"}})
+
+
+def test_where_a_sample_lies_changes_the_proof_alone() -> None:
+    sample = {"kind": "file", "path": "x.npy", "sha256": SHA}
+    before = int8({"values": sample})
+    assert changed(before, int8({"values": {**sample, "path": "y.npy"}})) == "xp"
+    assert changed(before, int8({"values": {**sample, "sha256": "00" * 32}})) == "xep"
+
+
+def test_calibration_says_nothing_of_other_precisions() -> None:
+    recipe = copy.deepcopy(RECIPE)
+    recipe["precisions"]["int8"] = {"tolerance": {"default": {"cosine": 0.9}}, "calibration": {"batches": 2}}
+    assert keys(recipe) == keys()
 
 
 def test_the_order_of_keys_in_yaml_does_not_matter() -> None:
