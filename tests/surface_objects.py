@@ -112,7 +112,8 @@ def _build(self: Any, network: Any, config: Any, *_: Any) -> bytes | None:
     trt, scene, logger = self._trt, self._trt.scene, self._logger
     for text in scene.warnings:
         _log(trt, logger, WARNING, text)
-    errors = scene.failing.pop(0) if scene.failing else [*_usage_errors(trt, network, config)]
+    errors = [*_usage_errors(trt, network, config)] or _calibrate(trt, network, config)
+    errors = scene.failing.pop(0) if scene.failing else errors
     errors = errors or _time(trt, config) or _tell(config)
     for text in errors:
         _log(trt, logger, ERROR, text)
@@ -136,6 +137,36 @@ def _usage_errors(trt: FakeTensorRT, network: Any, config: Any) -> Iterator[str]
                 "IBuilder::buildSerializedNetwork: Error Code 3: API Usage Error (Parameter check failed, condition: "
                 f"!config.getFlag(BuilderFlag::k{name}). )"
             )
+
+
+def _calibrate(trt: FakeTensorRT, network: Any, config: Any) -> list[str]:
+    """Run calibration as TensorRT does: read the cache, else ask for batches until there are none, and write it."""
+    int8 = trt.BuilderFlag.__members__.get("INT8")
+    if int8 is None or not config.get_flag(int8):
+        return []
+    calibrator, profile = config.int8_calibrator, config._state.get("calibration_profile")
+    if calibrator is None:
+        return ["Error Code 4: Internal Error (Calibration failure occurred with no scaling factors detected.)"]
+    shapes = profile._state["shapes"] if profile is not None else {}
+    names = [tensor.name for tensor in network._state["inputs"]]
+    if set(shapes) != set(names):
+        return ["Error Code 4: Internal Error (Calibration profile is not set for a network of dynamic shapes)"]
+    kind = next(base.__name__ for base in type(calibrator).__mro__ if "_recorded" in vars(base))
+    head = f"TRT-{trt.__version__}-{kind}".encode()
+    known = calibrator.read_calibration_cache()
+    if known is not None and bytes(known).startswith(head) and not trt.scene.refuses_caches:
+        return []
+    size, batches = calibrator.get_batch_size(), 0
+    while True:
+        addresses = calibrator.get_batch(names)
+        if not addresses:
+            break
+        if len(addresses) != len(names) or not all(isinstance(address, int) for address in addresses):
+            return ["Error Code 1: Cuda Runtime (invalid argument)"]
+        batches += 1
+    trt.scene.calibrated.append((size, batches, {name: shapes[name][1] for name in names}))
+    calibrator.write_calibration_cache(memoryview(head + f" {batches} batches".encode()))
+    return []
 
 
 def _time(trt: FakeTensorRT, config: Any) -> list[str]:
@@ -176,6 +207,11 @@ def _combine(self: Any, other: Any, ignore_mismatch: bool) -> bool:
     del ignore_mismatch
     if other._state["content"] not in self._state["content"]:
         self._state["content"] += other._state["content"]
+    return True
+
+
+def _set_calibration_profile(self: Any, profile: Any) -> bool:
+    self._state["calibration_profile"] = profile
     return True
 
 
@@ -280,6 +316,7 @@ BEHAVIOUR: dict[str, Callable[..., Any]] = {
     "IBuilderConfig.set_memory_pool_limit": lambda self, pool, size: self._state["pools"].update({pool: size}),
     "IBuilderConfig.get_memory_pool_limit": lambda self, pool: self._state["pools"].get(pool, 0),
     "IBuilderConfig.add_optimization_profile": _add_profile,
+    "IBuilderConfig.set_calibration_profile": _set_calibration_profile,
     "IBuilderConfig.set_tactic_sources": lambda self, mask: self._state.update(tactics=mask) is None,
     "IBuilderConfig.get_tactic_sources": lambda self: self._state["tactics"],
     "IBuilderConfig.create_timing_cache": _create_cache,

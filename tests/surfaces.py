@@ -91,6 +91,7 @@ class Scene:
 
     `parse_errors`: node, operator and text of each node that the parser refuses. `failing`: one list of errors per
     build that gives nothing, first builds first. `timings`: what a build adds to a timing cache that has it not yet.
+    `calibrated`: batch size, batches and shapes of each calibration that ran.
     """
 
     inputs: Sequence[FakeTensor] = (FakeTensor("x"),)
@@ -101,6 +102,7 @@ class Scene:
     failing: list[list[str]] = field(default_factory=list)
     timings: bytes = b"[timings]"
     refuses_caches: bool = False
+    calibrated: list[tuple[int, int, dict[str, tuple[int, ...]]]] = field(default_factory=list)
     layer_information: str = '{"Layers": [], "Bindings": []}'
 
 

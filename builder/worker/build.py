@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .protocol import Job
 
 ENGINE = "out/model.plan"
-TIMING_CACHE = "out/timing.cache"
+CACHES = {"timing_cache": "out/timing.cache", "calibration_cache": "out/calibration.cache"}
 
 
 def run(job: Job) -> Outcome:
@@ -27,7 +27,5 @@ def run(job: Job) -> Outcome:
     if request.family == "rtx":
         addresses.prepare()
     data = adapter(request.family).build(request, job.inputs["lowered"], ENGINE)
-    outputs = {"engine": ENGINE}
-    if os.path.exists(TIMING_CACHE):
-        outputs["timing_cache"] = TIMING_CACHE
-    return Outcome(outputs, data)
+    left = {role: path for role, path in CACHES.items() if os.path.exists(path)}
+    return Outcome({"engine": ENGINE, **left}, data)

@@ -50,14 +50,11 @@ def choose(
         StageFailure: input-invalid where the recipe names a node or an operator that the graph lacks.
 
     """
-    _refuse_unknown(model.graph, asked)
-    reasons: dict[str, str] = {}
+    reasons = named(model, asked)
     for node in graphs.all_nodes(model.graph):
-        if node.name in asked["nodes"]:
-            reasons[node.name] = "named by the recipe"
-        elif node.op_type in asked["ops"]:
-            reasons[node.name] = f"operator {node.op_type} named by the recipe"
-        elif (node.op_type in always or node.op_type in TYPED_OPS) and _touches_floats(node, types):
+        if node.name in reasons:
+            continue
+        if (node.op_type in always or node.op_type in TYPED_OPS) and _touches_floats(node, types):
             reasons[node.name] = f"operator {node.op_type} is not lowered"
         elif node.op_type in NO_KERNEL[precision]:
             reasons[node.name] = f"TensorRT has no {precision} kernel for {node.op_type}"
@@ -68,6 +65,23 @@ def choose(
         reasons.setdefault(name, f"{tensor} is out of the range of {precision}")
     _refuse_inner(model.graph, reasons, precision)
     return Kept(reasons, [{"tensor": name, "max_abs": value} for name, value in sorted(out_of_range.items())])
+
+
+def named(model: ModelProto, asked: dict[str, list[str]]) -> dict[str, str]:
+    """Return the nodes that the recipe keeps in FP32, with the reason for each.
+
+    Raises:
+        StageFailure: input-invalid where the recipe names a node or an operator that the graph lacks.
+
+    """
+    _refuse_unknown(model.graph, asked)
+    reasons: dict[str, str] = {}
+    for node in graphs.all_nodes(model.graph):
+        if node.name in asked["nodes"]:
+            reasons[node.name] = "named by the recipe"
+        elif node.op_type in asked["ops"]:
+            reasons[node.name] = f"operator {node.op_type} named by the recipe"
+    return reasons
 
 
 def _refuse_unknown(graph: GraphProto, asked: dict[str, list[str]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import graph as graphs
+from . import keep
 from .profiles import check_profiles
 from .protocol import Outcome, StageFailure
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from .protocol import Job
 
 LOWERED = "out/lowered.onnx"
+QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 
 
 def run(job: Job) -> Outcome:
@@ -37,8 +39,12 @@ def run(job: Job) -> Outcome:
 
         model, choice = low_precision.lower(model, job.precision, asked)
         kept, out_of_range = choice.reasons, choice.out_of_range
+    elif job.precision == "int8":
+        _refuse_quantized(model)
+        # TensorRT quantises; of the nodes to keep it is told when the network is made
+        kept = keep.named(model, asked)
     elif job.precision not in ("fp32", "tf32"):
-        message = f"cannot lower to {job.precision}; known are fp32, tf32, fp16, bf16"
+        message = f"cannot lower to {job.precision}; known are fp32, tf32, fp16, bf16, int8"
         raise StageFailure("precision-unsupported", message)
     outputs = graphs.save(model, LOWERED)
     data = {
@@ -52,6 +58,17 @@ def run(job: Job) -> Outcome:
         "outputs": [graphs.describe(value).as_json() for value in model.graph.output],
     }
     return Outcome(outputs, data)
+
+
+def _refuse_quantized(model: ModelProto) -> None:
+    found = [node for node in graphs.all_nodes(model.graph) if node.op_type in QUANTIZED]
+    if found:
+        raise StageFailure(
+            "precision-unsupported",
+            f"the model is quantised already: {found[0].name} ({found[0].op_type}), {len(found)} such nodes in all",
+            why="int8 here means that TensorRT finds the ranges by calibration; this model brings its own",
+            fix="ask for fp32 on a stack of TensorRT 10 or 11, which builds such nodes as they are",
+        )
 
 
 def _count_casts(model: ModelProto) -> int:

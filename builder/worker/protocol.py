@@ -65,7 +65,7 @@ class Job(NamedTuple):
 
     @property
     def precision(self) -> str:
-        """The precision asked for: fp32, tf32, fp16 or bf16."""
+        """The precision asked for: fp32, tf32, fp16, bf16 or int8."""
         return str(self.params["precision"])
 
     @property

@@ -39,8 +39,20 @@ class Timing(NamedTuple):
     same_device: bool = False
 
 
+class Calibration(NamedTuple):
+    """How INT8 is calibrated: entropy or minmax, on so many batches made from `inputs`, or from a cache's file."""
+
+    method: str
+    batches: int
+    inputs: dict[str, Any]
+    cache: str | None = None
+
+
 class Request(NamedTuple):
-    """What is asked of TensorRT, apart from the graph. `kept_fp32`: nodes of the graph that must compute in FP32."""
+    """What is asked of TensorRT, apart from the graph. `kept_fp32`: nodes of the graph that must compute in FP32.
+
+    `calibration`: only for int8.
+    """
 
     family: str
     import_name: str
@@ -50,6 +62,7 @@ class Request(NamedTuple):
     options: Options
     timing: Timing = Timing()
     kept_fp32: tuple[str, ...] = ()
+    calibration: Calibration | None = None
 
 
 class Layer(NamedTuple):
@@ -143,4 +156,12 @@ def read_request(job: Job) -> Request:
             params.get("same_device", False),
         ),
         kept_fp32=tuple(params.get("kept_fp32", ())),
+        calibration=_calibration(job),
     )
+
+
+def _calibration(job: Job) -> Calibration | None:
+    asked = job.params.get("calibration")
+    if asked is None:
+        return None
+    return Calibration(asked["method"], asked["batches"], asked["inputs"], job.inputs.get("calibration_cache"))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..cuda import Cuda
 from ..protocol import StageFailure
+from . import calibrate, session, timing_cache
 from . import layers as network_layers
-from . import session, timing_cache
 from .engine import Engine, check_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from ..cuda import Device
     from . import Layer, Options, Request
@@ -48,14 +49,16 @@ def _nothing(trt: Any, network: Any, model: str, request: Request) -> int:
 class Classic(NamedTuple):
     """The adapter of a major: what it says otherwise than the others, as data.
 
-    `network_flags` and `precision_flags` name flags; of `sealing`, those count that the release has. `constrain` tells
-    a network that was parsed which layers compute in which precision and returns how many it told.
+    `network_flags` and `precision_flags` name flags, `own_network_flags` those of precisions whose networks are made
+    otherwise; of `sealing`, those count that the release has. `constrain` tells a network that was parsed which layers
+    compute in which precision and returns how many it told.
     """
 
     network_flags: tuple[str, ...]
     precision_flags: dict[str, tuple[str, ...]]
     sealing: tuple[str, ...] = ()
     constrain: Callable[[Any, Any, str, Request], int] = _nothing
+    own_network_flags: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 
     def build(self, request: Request, model: str, engine: str) -> dict[str, Any]:
         """Build an engine on the GPU of this process.
@@ -64,13 +67,13 @@ class Classic(NamedTuple):
 
         Raises:
             StageFailure: gpu-needed, sm-mismatch, option-unsupported, op-unsupported, model-invalid, input-invalid,
-                profile-invalid, timing-cache-invalid, sealed-cache-changed, library-missing, out-of-memory,
-                build-failed.
+                profile-invalid, precision-unsupported, timing-cache-invalid, sealed-cache-changed, library-missing,
+                out-of-memory, build-failed.
 
         """
         cuda = Cuda()
         _check_device(request, cuda.device)
-        parts = _open(self, request, model)
+        parts = _open(self, request, model, cuda)
         inputs, outputs = session.graph_inputs(parts.network), session.graph_outputs(parts.network)
         free, total = cuda.memory()
         asked = request.options.workspace_mib
@@ -84,15 +87,17 @@ class Classic(NamedTuple):
             parts.log.errors.clear()
             attempt = _attempt(parts, half)
         if attempt.serialized is None:
-            raise _failure(parts.log, cuda, attempt.workspace_bytes, sealed=request.timing.sealed)
+            raise _failure(parts, cuda, attempt.workspace_bytes, sealed=request.timing.sealed)
         with open(engine, "wb") as file:
             file.write(attempt.serialized)
+        calibrated = parts.calibration.save(parts.log) if parts.calibration is not None else None
+        _close(parts)
         return {
             "tensorrt": parts.trt.__version__,
             "sms": [cuda.device.sm],
             "device": {"name": cuda.device.name, "sm": cuda.device.sm, "driver_cuda": cuda.device.driver_cuda},
             "repeatable": False,
-            "flags": [*self._network_flags(parts.trt), *_flags_read_back(parts.trt, parts.config)],
+            "flags": [*self._network_flags(parts.trt, request.precision), *_flags_read_back(parts.trt, parts.config)],
             "inputs": [item.as_json() for item in inputs],
             "outputs": outputs,
             "profiles": parts.profiles,
@@ -103,6 +108,7 @@ class Classic(NamedTuple):
             "gpu_free_bytes": free,
             "retried_with_less_memory": retried,
             "network_layers": [layer._asdict() for layer in _layers(parts, request)],
+            "calibration": calibrated,
             "timing_cache": timing_cache.save_timing(parts.trt, parts.config, request, parts.timing),
         }
 
@@ -115,7 +121,8 @@ class Classic(NamedTuple):
         """
         Cuda()
         trt, log = _load(request)
-        network = session.parse(trt, _builder(trt, log), log, model, self.network_bits(trt))
+        bits = self.network_bits(trt, request.precision)
+        network = session.parse(trt, _builder(trt, log), log, model, bits)
         return network_layers.read_layers(trt, network, request.profiles)
 
     def engine_layers(self, request: Request, engine: str) -> str:
@@ -149,7 +156,7 @@ class Classic(NamedTuple):
 
         """
         cuda = Cuda()
-        parts = _open(self, request, model)
+        parts = _open(self, request, model, cuda)
         wanted, marked = set(tensors), []
         for layer in (parts.network.get_layer(index) for index in range(parts.network.num_layers)):
             for tensor in (layer.get_output(index) for index in range(layer.num_outputs)):
@@ -158,18 +165,29 @@ class Classic(NamedTuple):
                     marked.append(str(tensor.name))
         serialized = parts.builder.build_serialized_network(parts.network, parts.config)
         if serialized is None:
-            raise _failure(parts.log, cuda, 0, sealed=False)
+            raise _failure(parts, cuda, 0, sealed=False)
+        _close(parts)
         with open(engine, "wb") as file:
             file.write(serialized)
         return marked
 
-    def _network_flags(self, trt: Any) -> list[str]:
-        return [name for name in self.network_flags if name in trt.NetworkDefinitionCreationFlag.__members__]
+    def _network_flags(self, trt: Any, precision: str) -> list[str]:
+        names = self.own_network_flags.get(precision, self.network_flags)
+        return [name for name in names if name in trt.NetworkDefinitionCreationFlag.__members__]
 
-    def network_bits(self, trt: Any) -> int:
-        """Return the network's creation flags as TensorRT wants them."""
+    def network_bits(self, trt: Any, precision: str) -> int:
+        """Return the creation flags of a precision's networks as TensorRT wants them.
+
+        Raises:
+            StageFailure: precision-unsupported.
+
+        """
+        if precision not in self.precision_flags:
+            has = ", ".join(self.precision_flags)
+            what = f"TensorRT {trt.__version__} is not asked for {precision} here"
+            raise StageFailure("precision-unsupported", what, fix=f"ask for {has}, or choose another stack")
         bits = 0
-        for name in self._network_flags(trt):
+        for name in self._network_flags(trt, precision):
             bits |= 1 << int(trt.NetworkDefinitionCreationFlag.__members__[name])
         return bits
 
@@ -185,6 +203,7 @@ class Parts(NamedTuple):
     profiles: list[dict[str, Any]]
     told: int
     timing: bytes
+    calibration: calibrate.Source | None
 
 
 class Attempt(NamedTuple):
@@ -224,10 +243,10 @@ def _builder(trt: Any, log: session.Log) -> Any:
         raise session.build_failure(log, "TensorRT could not make a builder") from error
 
 
-def _open(major: Classic, request: Request, model: str) -> Parts:
+def _open(major: Classic, request: Request, model: str, cuda: Cuda) -> Parts:
     trt, log = _load(request)
     builder = _builder(trt, log)
-    network = session.parse(trt, builder, log, model, major.network_bits(trt))
+    network = session.parse(trt, builder, log, model, major.network_bits(trt, request.precision))
     told = major.constrain(trt, network, model, request)
     config = builder.create_builder_config()
     profiles = session.add_profiles(builder, config, network, request.profiles, log)
@@ -239,7 +258,13 @@ def _open(major: Classic, request: Request, model: str) -> Parts:
         for flag in (known[name] for name in major.sealing if name in known):
             config.set_flag(flag)
     timing = timing_cache.load_timing(config, request, log)
-    return Parts(trt, log, builder, network, config, profiles, told, timing)
+    calibration = calibrate.attach(trt, builder, network, config, cuda, request)
+    return Parts(trt, log, builder, network, config, profiles, told, timing, calibration)
+
+
+def _close(parts: Parts) -> None:
+    if parts.calibration is not None:
+        parts.calibration.free()
 
 
 def _check_device(request: Request, device: Device) -> None:
@@ -345,7 +370,10 @@ def _is_memory(log: session.Log, cuda: Cuda) -> bool:
     return NO_IMPLEMENTATION in said and free < total * NEARLY_FULL
 
 
-def _failure(log: session.Log, cuda: Cuda, workspace_bytes: int, *, sealed: bool) -> StageFailure:
+def _failure(parts: Parts, cuda: Cuda, workspace_bytes: int, *, sealed: bool) -> StageFailure:
+    if parts.calibration is not None and parts.calibration.failure is not None:
+        return parts.calibration.failure
+    log = parts.log
     failure = session.build_failure(log, "TensorRT could not build the engine")
     if sealed and CACHE_MISS in failure.why.lower():
         return timing_cache.changed(failure.why)

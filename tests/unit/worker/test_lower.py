@@ -62,5 +62,5 @@ def test_the_input_is_never_written(stage: Path) -> None:
 
 def test_an_unknown_precision_is_refused(stage: Path) -> None:
     with pytest.raises(StageFailure) as caught:
-        lower.run(_job("int8"))
+        lower.run(_job("fp8"))
     assert caught.value.reason == "precision-unsupported"

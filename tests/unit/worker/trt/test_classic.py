@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -38,6 +39,21 @@ class FakeCuda:
 
     device = Device("NVIDIA H100", "9.0", "GPU-1", "13.0")
     free_bytes = 79 * GIB
+    # by address: how much was allocated, and what was copied there
+    memory_of: ClassVar[dict[int, int]] = {}
+    uploads: ClassVar[list[tuple[int, np.ndarray]]] = []
+
+    def allocate(self, size: int) -> int:
+        address = 4096 * (len(self.memory_of) + 1)
+        self.memory_of[address] = size
+        return address
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        assert array.nbytes <= self.memory_of[address]
+        self.uploads.append((address, array.copy()))
+
+    def free(self, address: int) -> None:
+        del self.memory_of[address]
 
     def memory(self) -> tuple[int, int]:
         return self.free_bytes, 80 * GIB
@@ -48,6 +64,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(classic, "Cuda", FakeCuda)
     monkeypatch.setattr(FakeCuda, "free_bytes", 79 * GIB)
+    monkeypatch.setattr(FakeCuda, "memory_of", {})
+    monkeypatch.setattr(FakeCuda, "uploads", [])
     (tmp_path / "out").mkdir()
     half = helper.make_node("Cast", ["x"], ["c"], name="in", to=TensorProto.FLOAT16)
     nodes = [
