@@ -25,6 +25,8 @@ from builder.store import Store
 from builder.timing_caches import caches_for, class_document, save_cache
 
 Results = dict[str, StageResult]
+# what a stage calls the calibration cache that it reads or leaves
+CALIBRATION = "calibration_cache"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +34,13 @@ class Tuned:
     """Where a job is tuned: GPUs that are alike, any of which will do.
 
     `sealed`: the only timing cache it may use; `same_device`: that is known to come from a GPU like these.
+    `calibration`: the calibration cache that an int8 build takes instead of calibrating.
     """
 
     gpus: tuple[Gpu, ...]
     sealed: Path | None = None
     same_device: bool = False
+    calibration: Path | None = None
 
     def tuning(self) -> Tuning:
         """Return what the engine's key says of it."""
@@ -65,7 +69,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStages:
-    """Runs a job's stages; `known` and `engine` are of an engine that need not be built again."""
+    """Runs a job's stages; `known`, `engine` and `calibration`, its cache, are of one that need not be built again."""
 
     stages: StageRunner
     work: Work
@@ -73,6 +77,7 @@ class JobStages:
     verify: bool
     known: Manifest | None = None
     engine: Path | None = None
+    calibration: Path | None = None
 
     def run(self) -> Results:
         """Run them; what is tuned on a GPU holds the lease of one from the build to the last stage.
@@ -91,10 +96,11 @@ class JobStages:
     def _run_on(self, gpu: str | None, results: Results) -> None:
         work, lowered = self.work, lowered_inputs(results["lower"])
         building = building_params(work.job, work.recipe, work.runtime, results["lower"])
-        engine = self.engine
+        engine, calibration = self.engine, self.calibration
         if engine is None:
-            results["build"] = self._build(gpu, lowered, building)
+            results["build"] = self._build(gpu, {**lowered, **self._calibrating()}, building)
             engine = results["build"].outputs["engine"]
+            calibration = results["build"].outputs.get(CALIBRATION)
         # an engine that was tuned on a GPU is proven on it; another is proven by its graph
         proving = {**lowered, "engine": engine} if gpu is not None else lowered
         layers = results["build"].data.get("network_layers") if "build" in results else None
@@ -104,7 +110,16 @@ class JobStages:
             profiles = self.known.engine.profiles if self.known is not None else results["build"].data["profiles"]
             params = verify_params(work.job, work.recipe, building, profiles, self.stages.threads)
             inputs = {**work.model.inputs("model", "external", "reference"), **proving, **work.samples}
+            # an engine built to look into it is to be of the same ranges
+            inputs |= {CALIBRATION: calibration} if calibration is not None else {}
             results["verify"] = self.stages.run(work.subject, "verify", inputs, params, gpu)
+
+    def _calibrating(self) -> dict[str, Path]:
+        work = self.work
+        if work.recipe.calibration(work.job.precision) is None:
+            return {}
+        cache = work.tuned.calibration if work.tuned is not None else None
+        return {**work.samples, **({CALIBRATION: cache} if cache is not None else {})}
 
     def _build(self, gpu: str | None, lowered: Mapping[str, Path], building: Mapping[str, Any]) -> StageResult:
         work, stages, tuned = self.work, self.stages, self.work.tuned
@@ -172,7 +187,15 @@ def building_params(job: Job, recipe: Recipe, runtime: Runtime, lower: StageResu
         "kept_fp32": lower.data["kept_fp32"],
         "kept_reasons": lower.data["kept_reasons"],
         "engine_layers": stack.needs_gpu,
+        "calibration": _calibration_params(job, recipe),
     }
+
+
+def _calibration_params(job: Job, recipe: Recipe) -> dict[str, Any] | None:
+    calibration = recipe.calibration(job.precision)
+    if calibration is None:
+        return None
+    return {**calibration.model_dump(mode="json"), "inputs": inputs_document(recipe)}
 
 
 def verify_params(

@@ -10,7 +10,7 @@ from pathlib import Path
 from builder.errors import EnginefarmError, Reason
 from builder.events import JobOutcome, Note, Status
 from builder.fetch import Fetcher
-from builder.job_stages import JobStages, Tuned, Work
+from builder.job_stages import CALIBRATION, JobStages, Tuned, Work
 from builder.key import (
     Key,
     Runtime,
@@ -30,6 +30,9 @@ from builder.timing_caches import TIMING_CACHE
 from builder.worker_source import ENGINE_STAGES, PROOF_STAGES, worker_sha256
 
 ENGINE, MANIFEST, KEY, PROOF = "model.plan", "manifest.json", "key.json", "proof.json"
+CALIBRATION_CACHE = "calibration.cache"
+# files beside an engine that only its build can make, to what the stage calls them
+LEFT = {TIMING_CACHE: "timing_cache", CALIBRATION_CACHE: CALIBRATION}
 PROOF_ANNOTATION = "org.enginefarm.proof"
 
 
@@ -81,10 +84,22 @@ class JobRunner:
             return _outcome(work.job, Status.REUSED, started, read_manifest(self.store, found), {})
         known = find_engine(self.store, keys)
         before = read_manifest(self.store, known) if known is not None else None
-        engine = self.store.files(known)[ENGINE].path if known is not None else None
-        on = JobStages(stages=self.stages, work=work, store=self.store, verify=self.verify, known=before, engine=engine)
+        files = self.store.files(known) if known is not None else {}
+        engine = files[ENGINE].path if known is not None else None
+        on = JobStages(
+            stages=self.stages,
+            work=work,
+            store=self.store,
+            verify=self.verify,
+            known=before,
+            engine=engine,
+            calibration=files[CALIBRATION_CACHE].path if CALIBRATION_CACHE in files else None,
+        )
         results = on.run()
-        cache = results["build"].outputs.get("timing_cache") if engine is None else None
+        left = None
+        if engine is None:
+            outputs = results["build"].outputs
+            left = {title: outputs[role] for title, role in LEFT.items() if role in outputs}
         engine = engine if engine is not None else results["build"].outputs["engine"]
         proof = keys.proved if self.verify else keys.unproved
         manifest = make_manifest(
@@ -101,7 +116,7 @@ class JobRunner:
                 tuning=work.tuned.tuning() if work.tuned is not None else None,
             )
         )
-        save(self.store, manifest, engine, keys.engine, proof, cache)
+        save(self.store, manifest, engine, keys.engine, proof, left)
         status = Status.BUILT if known is None else Status.PROVED
         return _outcome(work.job, status, started, manifest, {name: item.seconds for name, item in results.items()})
 
@@ -149,10 +164,17 @@ def read_manifest(store: Store, entry: Entry) -> Manifest:
     return load_manifest(store.read(entry, MANIFEST), f"{entry.name} in the store")
 
 
-def save(store: Store, manifest: Manifest, engine: Path, key: Key, proof: Key, cache: Path | None = None) -> Entry:
+def save(
+    store: Store,
+    manifest: Manifest,
+    engine: Path,
+    key: Key,
+    proof: Key,
+    left: Mapping[str, Path] | None = None,
+) -> Entry:
     """Put an engine with its manifest and key documents into the store; it replaces the job's entry for this key.
 
-    `cache`: the timing cache that the build left; null keeps the one that the older entry has.
+    `left`: the caches that the build left, by their names in the store; null keeps those that the older entry has.
     """
     older = [entry for entry in store.find("engine", key.sha256) if entry.name == manifest.job]
     files: dict[str, Path | bytes] = {
@@ -161,9 +183,8 @@ def save(store: Store, manifest: Manifest, engine: Path, key: Key, proof: Key, c
         KEY: canonical(key.document),
         PROOF: canonical(proof.document),
     }
-    for path in [cache] if cache is not None else [_cache(store, entry) for entry in older]:
-        if path is not None:
-            files[TIMING_CACHE] = path
+    for caches in [left] if left is not None else [_left(store, entry) for entry in older]:
+        files |= caches
     added = store.add(
         kind="engine", key=key.sha256, name=manifest.job, files=files, annotations={PROOF_ANNOTATION: proof.sha256}
     )
@@ -173,9 +194,8 @@ def save(store: Store, manifest: Manifest, engine: Path, key: Key, proof: Key, c
     return added
 
 
-def _cache(store: Store, entry: Entry) -> Path | None:
-    blob = store.files(entry).get(TIMING_CACHE)
-    return blob.path if blob is not None else None
+def _left(store: Store, entry: Entry) -> dict[str, Path]:
+    return {title: blob.path for title, blob in store.files(entry).items() if title in LEFT}
 
 
 def _intact(store: Store, entry: Entry) -> bool:

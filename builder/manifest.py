@@ -113,6 +113,10 @@ class TunedPart(Part):
     precision_constraints: int = Field(description="Layers that were told their precision; 0 in typed networks.")
     build_seconds: float = Field(description="Seconds inside TensorRT's builder.")
     timing_cache: dict[str, Any] = Field(description="Caches read, and the digest of the one written.")
+    calibration: dict[str, Any] | None = Field(
+        default=None,
+        description="Of int8: method, batches and their shapes, cache read, digest of the one written; null otherwise.",
+    )
     watched: dict[str, Any] | None = Field(
         description="Memory of the GPU, temperature, throttling and other programs while it built; null if not watched."
     )

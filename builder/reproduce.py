@@ -22,7 +22,7 @@ from builder.gpu import Gpu, visible_gpus
 from builder.gpu_choice import alike, fits, wrong_gpu
 from builder.gpu_lease import lease
 from builder.job_stages import Tuned
-from builder.jobs import ENGINE, KEY, MANIFEST, JobRunner, make_keys, read_manifest
+from builder.jobs import CALIBRATION_CACHE, ENGINE, KEY, MANIFEST, JobRunner, make_keys, read_manifest
 from builder.journal import Journal
 from builder.key import Key, differences, options_document, profiles_document
 from builder.levels import OutputDifference, Reproduction, measure, verdict
@@ -47,7 +47,7 @@ REBUILDS_WITHOUT_GPU, REBUILDS_ON_GPU = 1, 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """How to rebuild. `rebuilds` null: REBUILDS_WITHOUT_GPU or REBUILDS_ON_GPU. `cold`: without the timing cache."""
+    """How to rebuild. `rebuilds` null: REBUILDS_WITHOUT_GPU or REBUILDS_ON_GPU. `cold`: without the engine's caches."""
 
     rebuilds: int | None = None
     cold: bool = False
@@ -95,9 +95,9 @@ def reproduce(  # the parts of a run
 ) -> Reproduction:
     """Rebuild the engine `name` (job id, key or engine digest) from the recipe on and compare every step.
 
-    An engine that was tuned on a GPU is rebuilt from its own timing cache and nothing else. Where bytes differ, outputs
-    are compared on a GPU, if there is one that the engine runs on. The level is written into the engine's manifest,
-    unless the rebuilds were cold.
+    An engine that was tuned on a GPU is rebuilt from its own caches, of timings and for int8 of calibration, and
+    nothing else. Where bytes differ, outputs are compared on a GPU, if there is one that the engine runs on. The level
+    is written into the engine's manifest, unless the rebuilds were cold.
 
     Raises:
         EnginefarmError: NAME_UNKNOWN, STORE_CORRUPT, INPUTS_CHANGED when the recipe, a lock, the driver or the worker
@@ -222,10 +222,10 @@ def _tuned(store: Store, entry: Entry, manifest: Manifest, job: Job, ask: Ask) -
     fitting.sort(key=lambda gpu: on is not None and gpu.name != on.name)
     if not fitting:
         raise wrong_gpu(job, gpus)
-    cache = store.files(entry).get(TIMING_CACHE)
-    sealed = cache.path if cache is not None and not ask.cold else None
+    files = {} if ask.cold else store.files(entry)
+    sealed, calibration = (files[title].path if title in files else None for title in (TIMING_CACHE, CALIBRATION_CACHE))
     # device and driver are those of the engine: it may be another board all the same
-    return Tuned(gpus=alike(fitting), sealed=sealed, same_device=sealed is not None)
+    return Tuned(gpus=alike(fitting), sealed=sealed, same_device=sealed is not None, calibration=calibration)
 
 
 def _check_inputs(source: _Source, stored: Mapping[str, Any]) -> None:

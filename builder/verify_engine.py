@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from builder.fetch import Fetcher
 from builder.gpu import visible_gpus
 from builder.gpu_choice import fits, wrong_gpu
 from builder.gpu_lease import lease
-from builder.job_stages import building_params, lower_params, lowered_inputs, verify_params
-from builder.jobs import ENGINE, KEY, PROOF, read_manifest, save
+from builder.job_stages import CALIBRATION, building_params, lower_params, lowered_inputs, verify_params
+from builder.jobs import CALIBRATION_CACHE, ENGINE, KEY, PROOF, read_manifest, save
 from builder.journal import Journal
 from builder.key import Key, Runtime
 from builder.manifest import Manifest
@@ -85,7 +86,10 @@ def verify_engine(
         setting = _prepare(job, manifest, store, workspace, project, home, settings, listen, cancel)
         lower = _lower_again(setting, manifest)
         with lease(fitting, cancel, lambda text: listen(Note(subject=job.id, text=text)), os.environ) as gpu:
-            result = _verify(setting, manifest, store.files(entry)[ENGINE].path, lower, gpu.uuid)
+            files = store.files(entry)
+            inputs = {"engine": files[ENGINE].path}
+            inputs |= {CALIBRATION: files[CALIBRATION_CACHE].path} if CALIBRATION_CACHE in files else {}
+            result = _verify(setting, manifest, inputs, lower, gpu.uuid)
     proof = proof_part(setting.job, setting.recipe, manifest.proof.key, result)
     updated = manifest.model_copy(update={"proof": proof})
     save_manifest(store, entry, updated)
@@ -170,12 +174,14 @@ def _lower_again(setting: _Setting, manifest: Manifest) -> StageResult:
     return setting.stages.run(subject, "lower", setting.model.inputs("model", "external"), params)
 
 
-def _verify(setting: _Setting, manifest: Manifest, engine: Path, lower: StageResult, gpu: str) -> StageResult:
+def _verify(
+    setting: _Setting, manifest: Manifest, engine: Mapping[str, Path], lower: StageResult, gpu: str
+) -> StageResult:
     building = building_params(setting.job, setting.recipe, setting.runtime, lower)
     params = verify_params(setting.job, setting.recipe, building, manifest.engine.profiles, setting.stages.threads)
     samples = setting.models.sample_files(setting.recipe)
     inputs = {**setting.model.inputs("model", "external", "reference"), **lowered_inputs(lower), **samples}
-    return setting.stages.run(_subject(setting), "verify", {**inputs, "engine": engine}, params, gpu)
+    return setting.stages.run(_subject(setting), "verify", {**inputs, **engine}, params, gpu)
 
 
 def _subject(setting: _Setting) -> Subject:
