@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .inputs import Case
     from .protocol import Job
 
+# PyTorch calibrates nothing by itself: what stands against an int8 engine runs in FP16, and says so.
+INSTEAD = {"int8": "fp16"}
 TYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # reduce-overhead replays CUDA graphs: the mode that is compared; max-autotune would search for minutes more.
 COMPILE_MODE = "reduce-overhead"
@@ -70,7 +72,8 @@ class TorchRunner:
     def __init__(self, job: Job, model: torch.nn.Module) -> None:
         self._gpu = torch.cuda.is_available()
         self._device = torch.device("cuda" if self._gpu else "cpu")
-        self._type = TYPES[job.precision]
+        precision = INSTEAD.get(job.precision, job.precision)
+        self._type = TYPES[precision]
         self._specs = job.params["inputs"]
         self._names = job.params["export"]["input_names"]
         self._outputs = job.params["export"]["output_names"]
@@ -86,7 +89,7 @@ class TorchRunner:
             "library": "torch",
             "version": str(torch.__version__),
             "device": torch.cuda.get_device_name(0) if self._gpu else "CPU",
-            "precision": job.precision,
+            "precision": precision,
             "settings": _settings(kind, self._gpu),
         }
 

@@ -106,7 +106,7 @@ def _why(trail: Trail, *, nonfinite: bool) -> str:
 
 def _fix(node: NodeProto | None, precision: str) -> str:
     other = "try another stack or a lower build.optimization_level"
-    if node is not None and precision in LOW_TYPES:
+    if node is not None and precision in (*LOW_TYPES, "int8"):
         return f"keep_fp32: {{nodes: [{node.name}]}} under precisions.{precision}, or {other}"
     return other
 

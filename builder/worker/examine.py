@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .realised import Wish
 
 # Precision asked for to the type that its layers must have.
-WANTED = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
-NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
+WANTED = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "INT8"}
+NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
 # They move, make or convert values and compute with none.
 MOVES = frozenset(
     {
@@ -65,21 +65,27 @@ def run(job: Job) -> Outcome:
     """Compare the precision asked for with the types of the layers.
 
     `mixed` is no failure by itself: nodes kept in FP32 on purpose, and layers that the model brings in another type,
-    are listed and stay. Only FP32 that nobody asked for in an FP16 or BF16 engine fails. With `engine_layers` in the
-    job, the engine itself is judged: the types in TensorRT's network are only what it may do.
+    are listed and stay. Only FP32 that nobody asked for in an FP16 or BF16 engine fails, and an INT8 engine without any
+    INT8: there TensorRT chooses layer by layer. With `engine_layers` in the job, the engine itself is judged: the types
+    in TensorRT's network are only what it may do.
 
     Raises:
         StageFailure: precision-silent-fp32, naming the layers; op-unsupported or model-invalid; of an engine also
-            precision-lost-fp32, precision-unproven, engine-invalid and what loading it can fail with.
+            precision-lost-fp32, precision-unproven, engine-invalid and what loading it can fail with; gpu-needed for
+            INT8 without an engine.
 
     """
     request = read_request(job)
+    by_engine = job.params.get("engine_layers") and "engine" in job.inputs
+    if job.precision == "int8" and not by_engine:
+        why = "TensorRT decides what is INT8 when it builds; its network says FP32 everywhere"
+        raise StageFailure("gpu-needed", "only an int8 engine itself tells what it computes in", why=why)
     # read while the engine was built, where it was: making another builder takes TensorRT 8.6 some eight seconds
     known = job.params.get("network_layers")
     layers = (
         [Layer(**layer) for layer in known] if known else adapter(request.family).layers(request, job.inputs["lowered"])
     )
-    if job.params.get("engine_layers") and "engine" in job.inputs:
+    if by_engine:
         text = gpu_adapter(request.family).engine_layers(request, job.inputs["engine"])
         return Outcome({}, _of_engine(job, layers, text))
     data = examine(layers, job.precision, _allowed(job))
@@ -191,6 +197,15 @@ def _realised(computing: list[Layer], precision: str) -> str:
 def _silent(data: dict[str, Any]) -> StageFailure:
     silent, precision = data["silent_fp32"], data["requested"]
     percent = round(100 * data["share"], 1)
+    if precision == "int8":
+        chosen = {kind: ", ".join(data[f"chosen_{kind}"]) or "none" for kind in ("fp16", "fp32")}
+        return StageFailure(
+            "precision-silent-fp32",
+            "no layer of the int8 engine computes in INT8",
+            why=f"TensorRT found nothing faster in INT8; in FP16: {chosen['fp16']}; in FP32: {chosen['fp32']}",
+            fix="build this model in fp16, or with a larger opt shape",
+            details=data,
+        )
     return StageFailure(
         "precision-silent-fp32",
         f"{len(silent)} layers of the {precision} engine compute in FP32"

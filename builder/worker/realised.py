@@ -68,8 +68,12 @@ def judge(layers: list[Layer], inspection: Inspection, asked: Asked, wish: Wish)
     kept = [item for item in found if item.layer.node in wish.allowed] if wanted != "FLOAT" else []
     lost = [item for item in everything if _is_lost(item, wish)] if wanted != "FLOAT" else []
     in_fp32 = [item for item in found if item.type == "FLOAT" and item not in kept] if wanted != "FLOAT" else []
-    mistaken = [item for item in in_fp32 if asked.types.get(item.layer.node) == "FLOAT"]
-    fails = wanted != "FLOAT" and (bool(mistaken) or _too_little(found, kept, wanted))
+    # the lowered graph of INT8 is FP32, and TensorRT free to take what is fastest
+    free = wish.precision == "int8"
+    mistaken = [] if free else [item for item in in_fp32 if asked.types.get(item.layer.node) == "FLOAT"]
+    in_fp16 = [item for item in found if free and item.type == "HALF"]
+    too_little = _none_seen(found, wanted) if free else _too_little(found, kept, wanted)
+    fails = wanted != "FLOAT" and (bool(mistaken) or too_little)
     must_lost = [item for item in lost if item.layer.node in wish.must]
     share = share_of([item.layer for item in found if item.type == wanted], [item.layer for item in found])
     opaque = [item for item in found if item.type == OPAQUE]
@@ -87,14 +91,15 @@ def judge(layers: list[Layer], inspection: Inspection, asked: Asked, wish: Wish)
         "share_basis": share.basis,
         "opaque_share": share_of([item.layer for item in opaque], [item.layer for item in found]).value,
         "kept_fp32": [item.layer.name for item in kept if item.type == "FLOAT"],
-        "silent_fp32": [item.layer.name for item in (in_fp32 if fails else mistaken)],
-        "chosen_fp32": [] if fails else [item.layer.name for item in in_fp32 if item not in mistaken],
+        "silent_fp32": [item.layer.name for item in (in_fp32 if fails and not free else mistaken)],
+        "chosen_fp32": [item.layer.name for item in in_fp32 if free or (not fails and item not in mistaken)],
+        "chosen_fp16": [item.layer.name for item in in_fp16],
         "lost_fp32": _nodes(must_lost),
         "relaxed_fp32": _nodes(item for item in lost if item not in must_lost),
         "other_types": [
             {"layer": item.layer.name, "type": item.type}
             for item in found
-            if item.type not in (wanted, "FLOAT", OPAQUE)
+            if item.type not in (wanted, "FLOAT", OPAQUE) and item not in in_fp16
         ],
         "opaque": [{"layer": item.layer.name, "in": item.engine.name if item.engine else None} for item in opaque],
         "tf32_layers": [item.layer.name for item in found if item.engine is not None and uses_tf32(item.engine.tactic)],
@@ -152,7 +157,8 @@ def settle(found: list[Placed], inspection: Inspection, asked: Asked, wish: Wish
         return _say(seen, judged, "FLOAT", "engine-size"), stored
     wanted = WANTED[wish.precision]
     doubtful = [item for item in judged if item.type != wanted]
-    if not doubtful:
+    # weights that fit in no FP32 may be FP16 as well as INT8: of INT8 the size proves nothing
+    if not doubtful or wish.precision == "int8":
         return seen, stored
     stored = weigh(asked, _types(seen, doubtful), _ids(doubtful), wish.size, padded=wish.padded)
     return (_say(seen, doubtful, wanted, "engine-size") if stored.weights == "low" else seen), stored
@@ -239,6 +245,12 @@ def _too_little(found: list[Placed], kept: list[Placed], wanted: str) -> bool:
     return bool(free) and share_of(counted, [item.layer for item in free]).value < ENOUGH
 
 
+def _none_seen(found: list[Placed], wanted: str) -> bool:
+    """Say whether nothing is in the type that TensorRT was free to take, and most of the work can be seen."""
+    hidden = share_of([item.layer for item in found if item.type == OPAQUE], [item.layer for item in found]).value
+    return bool(found) and hidden < ENOUGH and not any(item.type == wanted for item in found)
+
+
 def _realised(found: list[Placed], wanted: str, precision: str) -> str:
     """Name the precision of the compute layers; `unproven` where more is hidden than seen."""
     types = {item.type for item in found}
@@ -257,7 +269,7 @@ def _by_kind(found: list[Placed], asked: Asked, wish: Wish) -> dict[str, dict[st
         row = table.setdefault(item.layer.kind, {"requested": {}, "realised": {}})
         otherwise = "FLOAT" if item.layer.node in wish.allowed else WANTED[wish.precision]
         for column, kind in (
-            ("requested", asked.types.get(item.layer.node, otherwise)),
+            ("requested", otherwise if wish.precision == "int8" else asked.types.get(item.layer.node, otherwise)),
             ("realised", item.type),
         ):
             row[column][kind] = row[column].get(kind, 0) + 1
