@@ -14,6 +14,7 @@ from builder.stacks import Stack
 
 MODEL = "lowered.onnx"
 WARM_UP_MS = 500
+INT8 = "int8"
 _LEVELS = {"ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
 
 
@@ -69,8 +70,9 @@ def trtexec_command(
     engine = f"{job.id}.plan"
     kept = kept_fp32 if kept_fp32 is not None else _settings(job, recipe).keep_fp32.nodes
     build = [tool.program, f"--onnx={model}", f"--saveEngine={engine}", *_profile_arguments(recipe, tool)]
-    build += _precision_arguments(job.precision, family, kept)
-    build += tool.building
+    build += _int8_arguments(job, kept) if job.precision == INT8 else _precision_arguments(job.precision, family, kept)
+    # a calibrator wants a weakly typed network
+    build += [one for one in tool.building if job.precision != INT8 or one != "--stronglyTyped"]
     build += [f"--computeCapabilities={','.join(sm.replace('.', '') for sm in job.sms)}"] if family == RTX else []
     build += _option_arguments(job, recipe, stack)
     # TensorRT-RTX would look for a GPU to fill it
@@ -94,6 +96,9 @@ def trtexec_notes(job: Job, recipe: Recipe, stack: Stack) -> list[str]:
         notes.append("all shapes are fixed, so none are given; if axes of the graph are dynamic, add --shapes")
     if family == "trt8" and job.precision == "fp16":
         notes.append("the farm wishes FP16 for layers that multiply and sum, `*` for all; nodes go by name")
+    if job.precision == INT8:
+        where = f"{_calibration_cache(job)} is calibration.cache in the engine's entry of the farm's store"
+        notes.append(f"{where}; without it the tool makes ranges up")
     if recipe.build.strip_weights:
         notes.append("an engine without weights cannot be timed before it is refitted")
     return notes
@@ -160,6 +165,16 @@ def _precision_arguments(precision: str, family: str, kept_fp32: Sequence[str]) 
         return arguments
     layers = ",".join(["*:fp16", *(f"{_name(node)}:fp32" for node in kept_fp32)])
     return [*arguments, "--fp16", "--precisionConstraints=prefer", f"--layerPrecisions={layers}"]
+
+
+def _int8_arguments(job: Job, kept_fp32: Sequence[str]) -> list[str]:
+    arguments = ["--noTF32", "--int8", "--fp16", f"--calib={_calibration_cache(job)}", "--precisionConstraints=prefer"]
+    layers = ",".join(f"{_name(node)}:fp32" for node in kept_fp32)
+    return [*arguments, f"--layerPrecisions={layers}"] if layers else arguments
+
+
+def _calibration_cache(job: Job) -> str:
+    return f"{job.id}.calibration.cache"
 
 
 def _option_arguments(job: Job, recipe: Recipe, stack: Stack) -> list[str]:
