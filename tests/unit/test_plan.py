@@ -13,7 +13,7 @@ import pytest
 from builder.errors import EnginefarmError, Reason
 from builder.plan import Catalogue, Plan, make_plan, require_jobs, select_jobs, select_recipes
 from builder.recipe import Recipe
-from builder.stacks import Stack, load_stacks
+from builder.stacks import Stack, build_stacks, load_stacks
 from builder.targets import choose_targets, load_precision_floors, load_targets, sm_number
 from tests.unit.test_key import RECIPE, stack
 
@@ -311,3 +311,37 @@ def test_a_job_misspelt_names_the_nearest() -> None:
     with pytest.raises(EnginefarmError) as caught:
         select_jobs(several(), ("vocos-fp16-rtx-sm98",))
     assert "did you mean 'vocos-fp16-rtx-sm89'?" in (caught.value.fix or "")
+
+
+def test_int8_is_planned_where_there_are_calibrators() -> None:
+    stacks = build_stacks(load_stacks(IMAGES))
+    made = plan("hopper", recipes={"model": recipe(precisions=precisions("int8"))}, stacks=tuple(stacks.values()))
+    having = {"trt8.6-cuda12.0", "trt10.9-cuda12.8", "trt10.13-cuda12.9", "trt10.16-cuda13.2"}
+    assert {job.stack for job in made.jobs} == having
+    refused = {refusal.stack: refusal for refusal in made.refusals}
+    # the board is no Hopper
+    assert set(refused) == {"l4t36.4-trt10.3", "trt11.3-cuda13.4", "trtrtx1.7-cuda13"}
+    gone = "it is gone since TensorRT 11.0, this is 11.3.0.99"
+    assert refused["trt11.3-cuda13.4"].what == f"stack trt11.3-cuda13.4 has no int8 (int8_calibrators: {gone})"
+    assert "(int8_calibrators: TensorRT-RTX has none)" in refused["trtrtx1.7-cuda13"].what
+    for name in ("trt11.3-cuda13.4", "trtrtx1.7-cuda13"):
+        assert refused[name].reason is Reason.PRECISION_UNSUPPORTED
+        assert all(other in refused[name].fix for other in having)
+
+
+def test_a_precision_that_only_the_stack_lacks_has_no_release_to_blame() -> None:
+    made = plan(
+        "ampere",
+        recipes={"model": recipe(precisions=precisions("bf16"))},
+        stacks=(stack(family="trt10", tensorrt="10.9.0.34", precisions=["fp16"]),),
+    )
+    assert made.refusals[0].what == "stack s has no bf16"
+    assert made.refusals[0].fix == "stacks that have it: none; this one has fp16"
+
+
+def test_int8_begins_with_turing() -> None:
+    floors = load_precision_floors()
+    assert floors["int8"] == (7, 5)
+    on = stack(**RTX | {"precisions": ["int8"]})
+    made = plan("turing", recipes={"model": recipe(precisions=precisions("int8"))}, stacks=(on,))
+    assert [job.id for job in made.jobs] == ["model-int8-rtx-sm75"]

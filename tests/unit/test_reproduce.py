@@ -14,7 +14,7 @@ from builder import reproduce as module
 from builder.errors import EnginefarmError, ExitCode, Reason
 from builder.gpu import Gpu
 from builder.job_stages import Tuned
-from builder.jobs import KEY, MANIFEST, PROOF_ANNOTATION, read_manifest
+from builder.jobs import CALIBRATION_CACHE, KEY, MANIFEST, PROOF_ANNOTATION, read_manifest
 from builder.key import Key, Runtime, canonical
 from builder.project import Home
 from builder.report.reproduced import reproduction_lines
@@ -132,6 +132,22 @@ def test_on_a_gpu_three_rebuilds_from_the_engines_own_cache(gpu_farm: Farm) -> N
     assert gpu_farm.keys_for == [Tuned(gpus=(H200,))]
     assert gpu_farm.requests == []
     assert found.repeats is None
+
+
+def test_an_int8_engine_is_rebuilt_with_its_own_ranges(gpu_farm: Farm) -> None:
+    files: dict[str, Path | bytes] = {title: blob.path for title, blob in gpu_farm.store.files(gpu_farm.entry).items()}
+    older, gpu_farm.entry = gpu_farm.entry, gpu_farm.add(gpu_farm.store, {**files, CALIBRATION_CACHE: b"ranges"})
+    gpu_farm.store.remove(older)
+    gpu_farm.reproduce()
+    for tuned in gpu_farm.tuned:
+        assert tuned is not None
+        assert tuned.calibration is not None
+        assert tuned.calibration.read_bytes() == b"ranges"
+    gpu_farm.tuned.clear()
+    gpu_farm.reproduce(Ask(cold=True))
+    assert gpu_farm.tuned == [Tuned(gpus=(H200,))] * 3
+    (entry,) = gpu_farm.store.entries("engine")
+    assert gpu_farm.store.read(entry, CALIBRATION_CACHE) == b"ranges"
 
 
 def test_a_sealed_engine_is_compared_with_the_key_of_a_sealed_one(

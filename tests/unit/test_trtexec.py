@@ -112,6 +112,19 @@ def test_commands_of_each_family(spec: dict[str, Any], precision: str, building:
     assert lines(model(), stack(**spec), precision) == [building, timing]
 
 
+@pytest.mark.parametrize("spec", [EIGHT, TEN], ids=["8.6", "10"])
+def test_int8_takes_the_farms_calibration(spec: dict[str, Any]) -> None:
+    settings = {"tolerance": {"default": {"cosine": 0.9}}}
+    made, on = model(precisions={"int8": settings}), stack(**spec)
+    calib = "--calib=model-int8-s-sm90.calibration.cache"
+    wanted = f"trtexec {BUILD} --noTF32 --int8 --fp16 {calib} --precisionConstraints=prefer {SAVED}"
+    assert lines(made, on, "int8")[0] == wanted
+    kept = lines(made, on, "int8", kept_fp32=["a", "b:0"])[0]
+    assert " --precisionConstraints=prefer --layerPrecisions=a:fp32,'b:0':fp32 " in kept
+    job = Job(recipe="model", precision="int8", stack="s", target="t", sms=("9.0",))
+    assert any("without it the tool makes ranges up" in note for note in trtexec_notes(job, made, on))
+
+
 def test_every_option_has_its_argument() -> None:
     options = {
         "workspace_mib": 512,

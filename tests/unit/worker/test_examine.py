@@ -190,3 +190,28 @@ def test_an_engine_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(StageFailure, match="not of this model") as caught:
         _examine_engine(monkeypatch, tmp_path, {"first": "Half"}, tensors=("image", "y"))
     assert (caught.value.reason, caught.value.why) == ("engine-invalid", "engine: image, y; model: x, y")
+
+
+def _examine_int8(monkeypatch: pytest.MonkeyPatch, folder: Path, types: dict[str, str]) -> dict[str, Any]:
+    onnx.save(two_layers(), folder / "lowered.onnx")
+    (folder / "engine").write_bytes(b"engine")
+    inputs = {"lowered": str(folder / "lowered.onnx"), "engine": str(folder / "engine")}
+    return _run(monkeypatch, PRODUCTS, "int8", inputs, _engine(types, ["x", "y"]), engine_layers=True)
+
+
+def test_an_int8_engine_says_what_is_int8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = _examine_int8(monkeypatch, tmp_path, {"first": "Int8", "last": "Half"})
+    assert (data["realised"], data["share"], data["chosen_fp16"]) == ("mixed", 0.5, ["layer last"])
+
+
+def test_an_int8_engine_without_int8_fails_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(StageFailure, match="no layer of the int8 engine computes in INT8") as caught:
+        _examine_int8(monkeypatch, tmp_path, {"first": "Float", "last": "Half"})
+    assert caught.value.reason == "precision-silent-fp32"
+    assert "in FP16: layer last; in FP32: layer first" in caught.value.why
+
+
+def test_int8_without_an_engine_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StageFailure, match="only an int8 engine itself") as caught:
+        _run(monkeypatch, PRODUCTS, "int8")
+    assert caught.value.reason == "gpu-needed"

@@ -330,3 +330,63 @@ def test_a_region_may_begin_with_a_fused_name_or_be_one_layer() -> None:
         second["Name"],
         None,
     ]
+
+
+CONVS_INT8 = [layer(name, "CONVOLUTION", macs) for name, macs in (("c1", 100), ("c2", 300), ("c3", 100), ("c4", 500))]
+GRAPH_INT8 = asked({"c1": 1_000, "c2": 3_000, "c3": 1_000, "c4": 5_000}, kind="FLOAT")
+
+
+def conv(name: str, kind: str) -> dict[str, Any]:
+    described = f"Row major {kind} format"
+    return entry(name, "CaskConvolution", {f"to {name}": described}, {f"of {name}": described})
+
+
+def in_int8(kinds: str, **changes: Any) -> Verdict:
+    """Judge an INT8 engine of four convolutions, each Int8, Half or Float."""
+    made = engine(*(conv(f"c{number}", kind) for number, kind in enumerate(kinds.split(), 1)))
+    return judge(CONVS_INT8, made, GRAPH_INT8, wish(9_000, "int8", **changes))
+
+
+def test_int8_lists_what_tensorrt_took_instead() -> None:
+    verdict = in_int8("INT8 INT8 Half Float")
+    data = verdict.data
+    assert (verdict.reason, data["realised"], data["share"], data["share_basis"]) == ("", "mixed", 0.4, "macs")
+    assert (data["chosen_fp16"], data["chosen_fp32"]) == (["c3"], ["c4"])
+    assert (data["silent_fp32"], data["other_types"], data["kept_fp32"]) == ([], [], [])
+    assert data["by_kind"]["CONVOLUTION"] == {
+        "requested": {"INT8": 4},
+        "realised": {"INT8": 2, "HALF": 1, "FLOAT": 1},
+    }
+
+
+def test_all_int8() -> None:
+    verdict = in_int8("INT8 INT8 INT8 INT8")
+    assert (verdict.reason, verdict.data["realised"], verdict.data["share"]) == ("", "int8", 1.0)
+
+
+@pytest.mark.parametrize("kinds", ["Half Half Half Half", "Float Float Float Float", "Half Float Half Float"])
+def test_an_int8_engine_without_int8_fails(kinds: str) -> None:
+    verdict = in_int8(kinds)
+    assert verdict.reason == "precision-silent-fp32"
+    assert len(verdict.data["chosen_fp16"]) + len(verdict.data["chosen_fp32"]) == 4
+
+
+def test_a_node_kept_from_int8() -> None:
+    verdict = in_int8("INT8 INT8 Half Float", allowed=["c4"], must=["c4"])
+    assert (verdict.reason, verdict.data["kept_fp32"], verdict.data["chosen_fp32"]) == ("", ["c4"], [])
+    for low in ("INT8", "Half"):
+        verdict = in_int8(f"INT8 INT8 Half {low}", allowed=["c4"], must=["c4"])
+        assert (verdict.reason, verdict.data["lost_fp32"]) == ("precision-lost-fp32", ["c4"])
+
+
+def test_a_small_file_proves_no_int8() -> None:
+    graph = asked({"a": 10_000_000, "c": 10_000_000}, kind="FLOAT")
+    verdict = judge(BLOCK, ONE_REGION, graph, wish(21_000_000, "int8"))
+    assert (verdict.reason, verdict.data["realised"]) == ("", "unproven")
+    assert [one["layer"] for one in verdict.data["opaque"]] == ["a", "c"]
+    # what is as large as in FP32 is not INT8
+    assert judge(BLOCK, ONE_REGION, graph, wish(82_000_000, "int8")).reason == "precision-silent-fp32"
+
+
+def test_fp16_engines_have_chosen_nothing_in_fp16() -> None:
+    assert vocos("8.6-vocos-fp16.json", FP16_BYTES).data["chosen_fp16"] == []

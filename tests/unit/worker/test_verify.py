@@ -173,3 +173,9 @@ def test_a_source_whose_nodes_share_a_name_is_a_reference_all_the_same() -> None
     for node in source.graph.node:
         node.name = "same"
     assert len(run(job(source, chain([2.0, 3.0], HALF))).data["cases"]) == 3
+
+
+def test_int8_without_a_gpu_says_that_nothing_was_compared() -> None:
+    outcome = run(job(chain([2.0]), chain([2.0]), precision="int8"))
+    assert (outcome.data["engine_verified"], outcome.data["method"], outcome.data["cases"]) == (False, None, [])
+    assert "int8 cannot be emulated on the CPU" in outcome.data["engine_reason"]
