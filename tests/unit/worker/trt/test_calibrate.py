@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from builder.worker.protocol import Job, Profile, ShapeRange, StageFailure
+from builder.worker.build import run as run_stage
+from builder.worker.protocol import Job, StageFailure
 from builder.worker.trt import Calibration, gpu_adapter, read_request
 from tests.surfaces import FakeTensor
 from tests.unit.worker.trt.test_classic import FakeCuda, build, flags_set, here, request, tensorrt
@@ -203,21 +204,44 @@ def test_other_precisions_have_no_calibrator(version: str, here: Path, monkeypat
     assert not (here / "out/calibration.cache").exists()
 
 
-def test_the_stage_reads_what_the_farm_says() -> None:
-    shapes = {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}
-    options = dict.fromkeys(
-        ("workspace_mib", "optimization_level", "hardware_compatibility", "version_compatible", "strip_weights")
-    )
+def stage(family: str, precision: str = "int8", **inputs: str) -> Job:
+    """Make a job of the stage build as the farm writes it."""
+    calibration = {"method": "minmax", "batches": 2, "inputs": {"x": NORMAL}}
     params: dict[str, Any] = {
-        "family": "trt8",
-        "import_name": "tensorrt",
-        "precision": "int8",
-        "profiles": [{"name": "p", "inputs": {"x": shapes}}],
+        "family": family,
+        "import_name": "fake_trt",
+        "precision": precision,
+        "profiles": [{"name": "p", "inputs": {"x": {"min": [1, 3], "opt": [2, 3], "max": [4, 3]}}}],
         "sms": ["9.0"],
-        "options": options,
-        "calibration": {"method": "minmax", "batches": 2, "inputs": {"x": NORMAL}},
+        "options": {
+            "workspace_mib": None,
+            "optimization_level": None,
+            "hardware_compatibility": "none",
+            "version_compatible": False,
+            "strip_weights": False,
+        },
+        "calibration": calibration if precision == "int8" else None,
     }
-    with_cache = Job("build", "j", {"lowered": "m.onnx", "calibration_cache": "in/c"}, params)
-    assert read_request(with_cache).calibration == Calibration("minmax", 2, {"x": NORMAL}, "in/c")
-    assert read_request(with_cache).profiles == [Profile("p", {"x": ShapeRange((1, 3), (2, 3), (4, 3))})]
-    assert read_request(with_cache._replace(params={**params, "calibration": None})).calibration is None
+    return Job("build", "j", {"lowered": "m.onnx", **inputs}, params)
+
+
+def test_the_stage_reads_what_the_farm_says() -> None:
+    asked = read_request(stage("trt8", calibration_cache="in/c"))
+    assert asked.calibration == Calibration("minmax", 2, {"x": NORMAL}, "in/c")
+    assert read_request(stage("trt8", "fp16", calibration_cache="in/c")).calibration is None
+
+
+@pytest.mark.parametrize(("family", "version"), [("trt8", "8.6.0"), ("trt10", "10.16.1.11")])
+def test_the_stage_leaves_the_cache_and_takes_it_again(
+    family: str, version: str, graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorrt(version, monkeypatch)
+    outputs, data = run_stage(stage(family))
+    assert outputs["calibration_cache"] == "out/calibration.cache"
+    assert (data["calibration"]["method"], data["calibration"]["reused"]) == ("minmax", False)
+    (graph / "known").write_bytes((graph / "out/calibration.cache").read_bytes())
+    outputs, data = run_stage(stage(family, calibration_cache="known"))
+    assert set(outputs) == {"engine", "timing_cache", "calibration_cache"}
+    assert data["calibration"]["reused"]
+    (graph / "out/calibration.cache").unlink()
+    assert set(run_stage(stage(family, "fp32")).outputs) == {"engine", "timing_cache"}
