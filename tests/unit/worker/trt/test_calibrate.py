@@ -13,7 +13,9 @@ from onnx import TensorProto, helper
 from builder.worker.build import run as run_stage
 from builder.worker.protocol import Job, StageFailure
 from builder.worker.trt import Calibration, gpu_adapter, read_request
-from tests.surfaces import FakeTensor
+from builder.worker.trt.calibrate import Source
+from builder.worker.trt.session import Log
+from tests.surfaces import FakeTensor, fake_tensorrt
 from tests.unit.worker.trt.test_classic import FakeCuda, build, flags_set, here, request, tensorrt
 
 __all__ = ["here"]
@@ -131,6 +133,19 @@ def test_a_second_try_does_not_calibrate_again(graph: Path, monkeypatch: pytest.
     assert len(trt.scene.calibrated) == 1
     assert not facts["calibration"]["reused"]
     assert facts["calibration"]["read"] is None
+
+
+def test_calibration_that_was_cut_short_begins_anew(here: Path) -> None:
+    source = Source(FakeCuda(), ENTROPY, {"x": (2, 3)}, {"x": "float32"})  # type: ignore[arg-type]
+    for _ in range(2):
+        # out of memory, say, before anything was written
+        assert source.begin() is None
+        assert source.next(["x"]) == source.next(["x"])
+    fed = [array.tobytes() for _, array in FakeCuda.uploads]
+    assert fed[:2] == fed[2:]
+    assert fed[0] != fed[1]
+    with pytest.raises(StageFailure, match="asked for no calibration"):
+        source.save(Log(fake_tensorrt("8.6.1")))
 
 
 @pytest.mark.parametrize("version", CALIBRATED)
