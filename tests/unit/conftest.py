@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import socket
 import subprocess
@@ -32,6 +33,8 @@ def _guard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     # a patch of its own: a test that undoes its monkeypatch must not lift the guard
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess.Popen, "__init__", _no_program)
+        # what a power failure would leave is no matter here, and waiting for the disk is half the time of some tests
+        patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(socket.socket, "connect", _no_connection)
         patch.setattr(socket.socket, "connect_ex", _no_connection)
         home: Path = tmp_path_factory.getbasetemp() / "nobody"
