@@ -52,13 +52,13 @@ class Farm:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `enginefarm` to its end."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def build(self, *arguments: str, code: int = 0, **environ: str) -> list[dict[str, Any]]:
         """Build for Ampere and return the jobs of the report; the exit code must be as said."""
         process = self.start("build", "--target", "ampere", "--json", *arguments, **environ)
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == code, err
         jobs: list[dict[str, Any]] = json.loads(out)["jobs"]
         return jobs
