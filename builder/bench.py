@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -17,23 +16,24 @@ from builder.bench_baselines import run_baseline
 from builder.bench_players import Player
 from builder.bench_result import BenchPart
 from builder.bench_rounds import Match, Rounds
-from builder.bench_subject import KINDS, ONNX_KIND, BenchSubject, choose_gpus, find_baselines, find_subject
+from builder.bench_subject import KINDS, ONNX_KIND, BenchSubject, find_baselines, find_subject
+from builder.built import executor_of
 from builder.errors import EnginefarmError
 from builder.events import Listener, Note, StepFinished, StepStarted
 from builder.executors import AUTO, EXECUTORS, Executor
 from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.gpu import Gpu, GpuProcess, GpuSample, sample, visible_gpus
+from builder.gpu_choice import choose_gpus
 from builder.gpu_lease import lease
-from builder.jobs import ENGINE, KEY, PROOF, read_manifest, save
-from builder.key import Key
+from builder.jobs import read_manifest, update_manifest
 from builder.manifest import Manifest
 from builder.models import Models
 from builder.project import Home, Project
 from builder.query import find_engine
 from builder.stacks import load_stacks
 from builder.stage import StageRequest
-from builder.store import Entry, Store
+from builder.store import Store
 from builder.workspace import Workspace
 
 STAGE = "bench"
@@ -100,8 +100,7 @@ def bench(
     manifest = read_manifest(store, entry)
     subject = find_subject(store, entry, manifest, project)
     gpus = choose_gpus(subject.job, visible_gpus(os.environ))
-    auto = "local" if manifest.stack.image is None else "docker"
-    chosen = EXECUTORS[auto if settings.executor == AUTO else settings.executor]
+    chosen = EXECUTORS[executor_of(manifest, settings.executor)]
     context = ExecutorContext(
         project=project, home=home, install=settings.install, cancel=cancel, listen=listen, keep=settings.keep_work
     )
@@ -139,7 +138,7 @@ def bench(
             if ONNX_KIND in wanted and ONNX_KIND not in baselines:
                 say(f"the ONNX model of {entry.name} is no longer in the store: no {ONNX_KIND}")
             result = _play(match, gpu, entry.name, workspace, listen)
-    return Benched(job=entry.name, manifest=write_result(store, entry, manifest, result), result=result)
+    return Benched(job=entry.name, manifest=update_manifest(store, entry, bench=result), result=result)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,15 +184,6 @@ class Table:
             timeout_s=self.settings.timeout_s,
             gpu=gpu.uuid,
         )
-
-
-def write_result(store: Store, entry: Entry, manifest: Manifest, result: BenchPart) -> Manifest:
-    """Put a result into the manifest of an engine; bytes, key and proof stay."""
-    key = Key(document=json.loads(store.read(entry, KEY)), sha256=entry.key)
-    proof = Key(document=json.loads(store.read(entry, PROOF)), sha256=manifest.proof.key)
-    updated = manifest.model_copy(update={"bench": result})
-    save(store, updated, store.files(entry)[ENGINE].path, key, proof)
-    return updated
 
 
 def _play(match: Match, gpu: Gpu, name: str, workspace: Workspace, listen: Listener) -> BenchPart:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder.built import job_of, stack_of
 from builder.errors import EnginefarmError, Reason
 from builder.fetch import Fetcher
-from builder.gpu import Gpu
-from builder.gpu_choice import fits
 from builder.jobs import ENGINE
 from builder.key import profiles_document
 from builder.manifest import Manifest
@@ -71,22 +70,14 @@ def find_subject(store: Store, entry: Entry, manifest: Manifest, project: Projec
             or the stack's lock are no longer those of the engine.
 
     """
-    compatibility = str(manifest.build.options.get("hardware_compatibility", "none"))
-    job = Job(
-        recipe=manifest.recipe.name,
-        precision=manifest.precision.requested,
-        stack=manifest.stack.name,
-        target=manifest.target.name,
-        sms=tuple(manifest.target.sms),
-        compatibility=compatibility,
-    )
+    job = job_of(manifest)
     recipe = load_recipe(project.recipes / job.recipe / "recipe.yaml")
     _check_profiles(manifest, recipe)
     return BenchSubject(
         job=job,
         manifest=manifest,
         recipe=recipe,
-        stack=_stack(manifest, load_stacks(project.images)),
+        stack=stack_of(manifest, load_stacks(project.images)),
         engine=store.files(entry)[ENGINE].path,
         onnx=_onnx(store, manifest),
     )
@@ -111,37 +102,6 @@ def find_baselines(
     if ONNX_KIND in wanted and subject.onnx:
         found[ONNX_KIND] = dict(subject.onnx)
     return found
-
-
-def choose_gpus(job: Job, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Keep the GPUs that the engine is for.
-
-    Raises:
-        EnginefarmError: GPU_NEEDED where there is none at all, SM_MISMATCH where none fits.
-
-    """
-    if not gpus:
-        what = f"{job.id} can be timed only on a machine with an NVIDIA GPU, and this one has none"
-        fix = "run `enginefarm bench` where the engine shall be used"
-        raise EnginefarmError(Reason.GPU_NEEDED, what, fix=fix)
-    fitting = tuple(gpu for gpu in gpus if fits(job, gpu))
-    if not fitting:
-        here = ", ".join(dict.fromkeys(f"{gpu.name} (SM {gpu.sm})" for gpu in gpus))
-        what = f"{job.id} is for SM {', '.join(job.sms)}; here: {here}"
-        raise EnginefarmError(Reason.SM_MISMATCH, what)
-    return fitting
-
-
-def _stack(manifest: Manifest, stacks: Mapping[str, Stack]) -> Stack:
-    """Find the stack with the lock that the engine was built with: it loads under that TensorRT alone."""
-    part = manifest.stack
-    if part.name in stacks:
-        plain = stacks[part.name]
-        for stack in (plain, *(plain.with_lock(variant) for variant in plain.spec.image.locks)):
-            if stack.lock_sha256 == part.lock_sha256:
-                return stack
-    what = f"the engine was built with a lock of stack {part.name} that the project no longer has"
-    raise EnginefarmError(Reason.INPUTS_CHANGED, what, why=f"SHA-256 of that lock: {part.lock_sha256}")
 
 
 def _check_profiles(manifest: Manifest, recipe: Recipe) -> None:

@@ -19,6 +19,7 @@ from builder.manifest import Manifest
 from builder.models import OnnxModel, inputs_document
 from builder.plan import Job
 from builder.recipe import Precision, Recipe
+from builder.stacks import BuildStackFile
 from builder.stage import StageResult
 from builder.stage_runner import StageRunner, Subject
 from builder.store import Store
@@ -172,10 +173,8 @@ def lower_params(job: Job, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def building_params(job: Job, recipe: Recipe, runtime: Runtime, lower: StageResult) -> dict[str, Any]:
-    """Return what the stages build and examine are told."""
-    stack = runtime.stack.build
-    settings = recipe.precisions[Precision(job.precision)]
+def engine_params(job: Job, recipe: Recipe, stack: BuildStackFile) -> dict[str, Any]:
+    """Return what every stage that makes or loads an engine is told."""
     return {
         "precision": job.precision,
         "profiles": profiles_document(recipe),
@@ -183,6 +182,15 @@ def building_params(job: Job, recipe: Recipe, runtime: Runtime, lower: StageResu
         "import_name": stack.import_name,
         "sms": list(job.sms),
         "options": options_document(job, recipe),
+    }
+
+
+def building_params(job: Job, recipe: Recipe, runtime: Runtime, lower: StageResult) -> dict[str, Any]:
+    """Return what the stages build and examine are told."""
+    stack = runtime.stack.build
+    settings = recipe.precisions[Precision(job.precision)]
+    return {
+        **engine_params(job, recipe, stack),
         "keep_fp32": settings.keep_fp32.model_dump(mode="json"),
         "kept_fp32": lower.data["kept_fp32"],
         "kept_reasons": lower.data["kept_reasons"],

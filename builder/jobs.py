@@ -143,7 +143,7 @@ def find_proved(store: Store, keys: Keys, *, verify: bool) -> Entry | None:
     wanted = [keys.proved.sha256] if verify else [keys.proved.sha256, keys.unproved.sha256]
     for proof in wanted:
         for entry in store.find("engine", keys.engine.sha256):
-            if entry.annotations.get(PROOF_ANNOTATION) == proof and _intact(store, entry):
+            if entry.annotations.get(PROOF_ANNOTATION) == proof and store.intact(entry):
                 store.touch(entry)
                 return entry
     return None
@@ -151,7 +151,7 @@ def find_proved(store: Store, keys: Keys, *, verify: bool) -> Entry | None:
 
 def find_engine(store: Store, keys: Keys) -> Entry | None:
     """Find an intact engine whose bytes fit, whatever its proof."""
-    return next((entry for entry in store.find("engine", keys.engine.sha256) if _intact(store, entry)), None)
+    return next((entry for entry in store.find("engine", keys.engine.sha256) if store.intact(entry)), None)
 
 
 def read_manifest(store: Store, entry: Entry) -> Manifest:
@@ -194,19 +194,27 @@ def save(
     return added
 
 
+def update_manifest(store: Store, entry: Entry, **parts: object) -> Manifest:
+    """Replace parts of an engine's newest manifest: another command may have written one meanwhile. All else stays.
+
+    Raises:
+        EnginefarmError: MANIFEST_INVALID, STORE_CORRUPT, STORE_READ_ONLY, DISK_FULL.
+
+    """
+    wanted = store.files(entry)[ENGINE].digest
+    same = [one for one in store.find("engine", entry.key) if one.name == entry.name]
+    current = next((one for one in same if store.files(one)[ENGINE].digest == wanted), entry)
+    updated = read_manifest(store, current).model_copy(update=parts)
+    files: dict[str, Path | bytes] = {title: blob.path for title, blob in store.files(current).items()}
+    files[MANIFEST] = updated.to_json().encode()
+    added = store.add(kind="engine", key=current.key, name=current.name, files=files, annotations=current.annotations)
+    if added.digest != current.digest:
+        store.remove(current)
+    return updated
+
+
 def _left(store: Store, entry: Entry) -> dict[str, Path]:
     return {title: blob.path for title, blob in store.files(entry).items() if title in LEFT}
-
-
-def _intact(store: Store, entry: Entry) -> bool:
-    try:
-        store.check(entry)
-    except EnginefarmError as error:
-        if error.reason is not Reason.STORE_CORRUPT:
-            raise
-        store.quarantine(entry)
-        return False
-    return True
 
 
 def _outcome(

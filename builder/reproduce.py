@@ -12,19 +12,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from builder.built import job_of, open_stages
 from builder.engine_bytes import ByteDifference, compare_files
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note
-from builder.executors import AUTO, EXECUTORS, Executor
-from builder.executors.context import ExecutorContext
+from builder.executors import AUTO, Executor
 from builder.fetch import Fetcher
 from builder.gpu import Gpu, visible_gpus
 from builder.gpu_choice import alike, fits, wrong_gpu
 from builder.gpu_lease import lease
-from builder.job_stages import Tuned
-from builder.jobs import CALIBRATION_CACHE, ENGINE, KEY, MANIFEST, JobRunner, make_keys, read_manifest
-from builder.journal import Journal
-from builder.key import Key, differences, options_document, profiles_document
+from builder.job_stages import Tuned, engine_params
+from builder.jobs import CALIBRATION_CACHE, ENGINE, KEY, JobRunner, make_keys, read_manifest, update_manifest
+from builder.key import Key, differences
 from builder.levels import OutputDifference, Reproduction, measure, verdict
 from builder.manifest import Manifest, Reproducibility
 from builder.models import EXPORT_STACK, Models, inputs_document
@@ -111,7 +110,8 @@ def reproduce(  # the parts of a run
     store.touch(entry)
     manifest = read_manifest(store, entry)
     with Workspace(home, keep=settings.keep_work) as workspace:
-        stages = _stages(manifest, workspace, project, home, settings, listen, cancel)
+        executor = _executor(manifest, settings.executor)
+        stages = open_stages(executor, workspace, project, home, settings, listen, cancel)
         source = _source(store, entry, manifest, project, home, stages, ask)
         count = ask.rebuilds or (REBUILDS_WITHOUT_GPU if source.tuned is None else REBUILDS_ON_GPU)
         copies = [_rebuild(source, workspace.folder / f"rebuild-{index}") for index in range(count)]
@@ -130,34 +130,6 @@ def reproduce(  # the parts of a run
     return found
 
 
-def _stages(  # the parts of a run
-    manifest: Manifest,
-    workspace: Workspace,
-    project: Project,
-    home: Home,
-    settings: Settings,
-    listen: Listener,
-    cancel: threading.Event,
-) -> StageRunner:
-    context = ExecutorContext(
-        project=project,
-        home=home,
-        install=settings.install,
-        cancel=cancel,
-        listen=listen,
-        keep=settings.keep_work,
-        memory_bytes=settings.memory_bytes,
-    )
-    return StageRunner(
-        executor=EXECUTORS[_executor(manifest, settings.executor)](context),
-        workspace=workspace,
-        journal=Journal(home.journal),
-        listen=listen,
-        cancel=cancel,
-        timeout_s=settings.timeout_s,
-    )
-
-
 def _executor(manifest: Manifest, asked: str) -> str:
     # as the engine was built: an image's engine in an image
     if manifest.stack.image is None:
@@ -169,17 +141,12 @@ def _source(
     store: Store, entry: Entry, manifest: Manifest, project: Project, home: Home, stages: StageRunner, ask: Ask
 ) -> _Source:
     stacks = load_stacks(project.images)
-    stack = _with_its_lock(stacks[manifest.stack.name], manifest.stack.lock_sha256)
+    stack = stacks[manifest.stack.name]
+    # another lock will be named among what has changed
+    stack = stack.of_lock(manifest.stack.lock_sha256) or stack
     recipe = load_recipe(project.recipes / manifest.recipe.name / "recipe.yaml")
     stored = json.loads(store.read(entry, KEY))
-    job = Job(
-        recipe=manifest.recipe.name,
-        precision=manifest.precision.requested,
-        stack=manifest.stack.name,
-        target=manifest.target.name or "",
-        sms=tuple(manifest.target.sms),
-        compatibility=stored["options"]["hardware_compatibility"],
-    )
+    job = job_of(manifest)
     if ask.cold and not stack.build.needs_gpu:
         what = f"stack {stack.name} builds without a timing cache: every rebuild is a cold one"
         raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix="leave out --cold")
@@ -203,12 +170,6 @@ def _source(
     )
     _check_inputs(source, stored)
     return source
-
-
-def _with_its_lock(stack: Stack, lock_sha256: str) -> Stack:
-    """Take the lock that an engine was built with, where a stack has several."""
-    locks = [stack, *(stack.with_lock(variant) for variant in stack.spec.image.locks)]
-    return next((one for one in locks if one.lock_sha256 == lock_sha256), stack)
 
 
 def _tuned(store: Store, entry: Entry, manifest: Manifest, job: Job, ask: Ask) -> Tuned:
@@ -316,12 +277,7 @@ def _run_engines(source: _Source, engines: Mapping[str, Path], gpus: tuple[Gpu, 
     recipe, job, stack = source.recipe, source.job, source.stack.build
     settings = recipe.precisions[Precision(job.precision)]
     params = {
-        "precision": job.precision,
-        "profiles": profiles_document(recipe),
-        "family": stack.family,
-        "import_name": stack.import_name,
-        "sms": list(job.sms),
-        "options": options_document(job, recipe),
+        **engine_params(job, recipe, stack),
         "inputs": inputs_document(recipe),
         "tolerance": settings.tolerance.model_dump(mode="json", exclude_none=True),
     }
@@ -347,19 +303,10 @@ def _sealed(source: _Source) -> str | None:
 
 
 def _write_level(store: Store, entry: Entry, found: Reproduction) -> None:
-    """Put the level into the newest manifest of the engine: its proof may have been made anew meanwhile."""
-    wanted = store.files(entry)[ENGINE].digest
-    same = [one for one in store.find("engine", entry.key) if one.name == entry.name]
-    current = next((one for one in same if store.files(one)[ENGINE].digest == wanted), entry)
     measured = Reproducibility(
         level=found.level,
         rebuilds=found.rebuilds,
         measured_at=datetime.now(tz=timezone.utc),
         detail=found.summary(),
     )
-    updated = read_manifest(store, current).model_copy(update={"reproducibility": measured})
-    files: dict[str, Path | bytes] = {title: blob.path for title, blob in store.files(current).items()}
-    files[MANIFEST] = updated.to_json().encode()
-    added = store.add(kind="engine", key=current.key, name=current.name, files=files, annotations=current.annotations)
-    if added.digest != current.digest:
-        store.remove(current)
+    update_manifest(store, entry, reproducibility=measured)

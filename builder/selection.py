@@ -10,7 +10,7 @@ from builder.plan import Catalogue, select_recipes
 from builder.project import Project
 from builder.recipe_file import load_recipes
 from builder.stacks import Stack, build_stacks, choose_stacks, load_stacks
-from builder.targets import choose_targets, load_precision_floors, load_targets, suggestion
+from builder.targets import choose_targets, load_precision_floors, load_targets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,24 +58,3 @@ def take_lock(stacks: Mapping[str, Stack], lock: str | None) -> dict[str, Stack]
         fix = f"locks: {', '.join(known) or 'none'}"
         raise EnginefarmError(Reason.STACK_UNKNOWN, f"no stack has a lock {lock!r}", fix=fix)
     return {name: stack.with_lock(lock) if lock in stack.spec.image.locks else stack for name, stack in stacks.items()}
-
-
-def stack_that_built(stacks: Mapping[str, Stack], name: str, lock_sha256: str) -> Stack:
-    """Return a stack with the lock of this digest.
-
-    Raises:
-        EnginefarmError: STACK_UNKNOWN where there is no such stack, INPUTS_CHANGED where none of its locks is that one.
-
-    """
-    if name not in stacks:
-        fix = suggestion(name, stacks, "stacks")
-        raise EnginefarmError(Reason.STACK_UNKNOWN, f"there is no stack {name!r}", fix=fix)
-    stack = stacks[name]
-    variants = [stack, *(stack.with_lock(variant) for variant in stack.spec.image.locks)]
-    found = next((item for item in variants if item.lock_sha256 == lock_sha256), None)
-    if found is None:
-        what = f"no lock of stack {name} is the one that the engine was built with ({lock_sha256[:12]})"
-        raise EnginefarmError(
-            Reason.INPUTS_CHANGED, what, fix="check out the project as it was, or build the job again"
-        )
-    return found

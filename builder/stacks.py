@@ -184,6 +184,11 @@ class Stack:
         needed = {pattern for sm in sms for pattern in per_sm.get(sm, ())}
         return tuple(sorted({pattern for patterns in per_sm.values() for pattern in patterns} - needed))
 
+    def of_lock(self, lock_sha256: str) -> Stack | None:
+        """Return the stack with the one of its locks that has this digest; null where none has."""
+        locks = (self, *(self.with_lock(variant) for variant in self.spec.image.locks))
+        return next((stack for stack in locks if stack.lock_sha256 == lock_sha256), None)
+
     def with_lock(self, variant: str) -> Stack:
         """Return the stack with another of its locks.
 

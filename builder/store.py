@@ -236,6 +236,22 @@ class Store:
         self.remove(entry)
         return folder
 
+    def intact(self, entry: Entry) -> bool:
+        """Say whether an entry's files have their digests; a damaged entry is set aside, so that it is made again.
+
+        Raises:
+            EnginefarmError: STORE_READ_ONLY, DISK_FULL where it cannot be set aside.
+
+        """
+        try:
+            self.check(entry)
+        except EnginefarmError as error:
+            if error.reason is not Reason.STORE_CORRUPT:
+                raise
+            self.quarantine(entry)
+            return False
+        return True
+
     def ensure_writable(self) -> None:
         """Make the layout if it is not there.
 

@@ -101,7 +101,7 @@ def caches_for(store: Store, document: Mapping[str, Any]) -> Caches:
     """
     files = []
     for entry in _oldest_first(store.find(KIND, class_key(document))):
-        if _intact(store, entry):
+        if store.intact(entry):
             store.touch(entry)
             files.append(store.files(entry)[TIMING_CACHE])
     return Caches(files=tuple(files))
@@ -214,17 +214,6 @@ def _cache_of(store: Store, entry: Entry) -> Blob | None:
         return store.files(entry).get(TIMING_CACHE)
     except EnginefarmError:
         return None
-
-
-def _intact(store: Store, entry: Entry) -> bool:
-    try:
-        store.check(entry)
-    except EnginefarmError as error:
-        if error.reason is not Reason.STORE_CORRUPT:
-            raise
-        store.quarantine(entry)
-        return False
-    return True
 
 
 def _unknown(text: str, found: list[str]) -> EnginefarmError:

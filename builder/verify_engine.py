@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from builder.built import executor_of, job_of, open_stages, stack_of
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note
-from builder.executors import EXECUTORS
-from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.gpu import visible_gpus
-from builder.gpu_choice import fits, wrong_gpu
+from builder.gpu_choice import choose_gpus
 from builder.gpu_lease import lease
 from builder.job_stages import CALIBRATION, building_params, lower_params, lowered_inputs, verify_params
-from builder.jobs import CALIBRATION_CACHE, ENGINE, KEY, PROOF, read_manifest, save
-from builder.journal import Journal
-from builder.key import Key, Runtime
+from builder.jobs import CALIBRATION_CACHE, ENGINE, read_manifest, update_manifest
+from builder.key import Runtime
 from builder.manifest import Manifest
 from builder.models import Models, OnnxModel
 from builder.plan import Job
@@ -30,11 +27,10 @@ from builder.recipe import Recipe
 from builder.recipe_file import load_recipe
 from builder.record import proof_part
 from builder.runner import Settings
-from builder.selection import stack_that_built
 from builder.stacks import Stack, load_stacks
 from builder.stage import StageResult
 from builder.stage_runner import StageRunner, Subject
-from builder.store import Entry, Store
+from builder.store import Store
 from builder.workspace import Workspace
 
 
@@ -75,13 +71,7 @@ def verify_engine(
     store.check(entry)
     manifest = read_manifest(store, entry)
     job = job_of(manifest)
-    gpus = visible_gpus(os.environ)
-    if not gpus:
-        what = "an engine can be verified only on a machine with an NVIDIA GPU, and this one has none"
-        raise EnginefarmError(Reason.GPU_NEEDED, what)
-    fitting = [gpu for gpu in gpus if fits(job, gpu)]
-    if not fitting:
-        raise wrong_gpu(job, gpus)
+    fitting = choose_gpus(job, visible_gpus(os.environ), "verified")
     with Workspace(home, keep=settings.keep_work) as workspace:
         setting = _prepare(job, manifest, store, workspace, project, home, settings, listen, cancel)
         lower = _lower_again(setting, manifest)
@@ -91,28 +81,7 @@ def verify_engine(
             inputs |= {CALIBRATION: files[CALIBRATION_CACHE].path} if CALIBRATION_CACHE in files else {}
             result = _verify(setting, manifest, inputs, lower, gpu.uuid)
     proof = proof_part(setting.job, setting.recipe, manifest.proof.key, result)
-    updated = manifest.model_copy(update={"proof": proof})
-    save_manifest(store, entry, updated)
-    return Verification(job=job.id, gpu=gpu.label, manifest=updated)
-
-
-def job_of(manifest: Manifest) -> Job:
-    """Return the job that a manifest tells of."""
-    return Job(
-        recipe=manifest.recipe.name,
-        precision=manifest.precision.requested,
-        stack=manifest.stack.name,
-        target=manifest.target.name,
-        sms=tuple(manifest.target.sms),
-        compatibility=manifest.build.options["hardware_compatibility"],
-    )
-
-
-def save_manifest(store: Store, entry: Entry, manifest: Manifest) -> None:
-    """Put another manifest beside the same engine."""
-    key = Key(document=json.loads(store.read(entry, KEY)), sha256=entry.key)
-    proof = Key(document=json.loads(store.read(entry, PROOF)), sha256=manifest.proof.key)
-    save(store, manifest, store.files(entry)[ENGINE].path, key, proof)
+    return Verification(job=job.id, gpu=gpu.label, manifest=update_manifest(store, entry, proof=proof))
 
 
 def _prepare(  # noqa: PLR0913, PLR0917  # the parts of a run
@@ -128,41 +97,18 @@ def _prepare(  # noqa: PLR0913, PLR0917  # the parts of a run
 ) -> _Setting:
     recipe = load_recipe(project.recipes / job.recipe / "recipe.yaml")
     stacks = load_stacks(project.images)
-    stack = stack_that_built(stacks, job.stack, manifest.stack.lock_sha256)
+    stack = stack_of(manifest, stacks)
     stacks = {**stacks, stack.name: stack}
-    context = ExecutorContext(
-        project=project,
-        home=home,
-        install=settings.install,
-        cancel=cancel,
-        listen=listen,
-        keep=settings.keep_work,
-        memory_bytes=settings.memory_bytes,
-    )
-    executor = EXECUTORS[executor_of(manifest, settings)](context)
+    stages = open_stages(executor_of(manifest, settings.executor), workspace, project, home, settings, listen, cancel)
+    executor = stages.executor
     executor.prepare(stack, home.logs / f"install-{stack.name}.log")
     models = Models(project=project, home=home, store=store, executor=executor, stacks=stacks)
     if models.exports(recipe) and models.identity(recipe) is None:
         export = models.export_stack()
         executor.prepare(export, home.logs / f"install-{export.name}.log")
-    stages = StageRunner(
-        executor=executor,
-        workspace=workspace,
-        journal=Journal(home.journal),
-        listen=listen,
-        cancel=cancel,
-        timeout_s=settings.timeout_s,
-    )
     model = models.obtain(recipe, Fetcher(home, cancel), stages)
     runtime = executor.runtime(stack)
     return _Setting(job=job, recipe=recipe, stack=stack, runtime=runtime, model=model, models=models, stages=stages)
-
-
-def executor_of(manifest: Manifest, settings: Settings) -> str:
-    """Choose the executor: as asked; else an image for what an image built."""
-    if settings.executor in EXECUTORS:
-        return settings.executor
-    return "local" if manifest.stack.image is None else "docker"
 
 
 def _lower_again(setting: _Setting, manifest: Manifest) -> StageResult:

@@ -38,6 +38,12 @@ def compare(reference: np.ndarray, candidate: np.ndarray) -> dict[str, Any]:
     }
 
 
+def limits_of(tolerance: dict[str, Any], output: str) -> dict[str, float]:
+    """Return what the recipe allows for one output."""
+    limits: dict[str, float] = tolerance["outputs"].get(output, tolerance["default"])
+    return limits
+
+
 def breaches(metrics: dict[str, Any], tolerance: dict[str, float]) -> list[tuple[str, float, float]]:
     """List the metrics outside the tolerance as (metric, value, limit)."""
     found = []

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 
 from .blame_engine import Finding, explain
 from .cuda import Cuda
 from .emulate import emulated
-from .metrics import breaches, compare
+from .metrics import breaches, compare, limits_of
 from .trt import adapter, gpu_adapter, read_request
 from .verify import run_session, session
 
 if TYPE_CHECKING:
+    import onnx
+
     from .blame_engine import RunDebug
     from .inputs import Case
     from .protocol import Job, StageFailure
@@ -28,14 +29,14 @@ class OnGpu:
 
     runs_outside = False
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, lowered: onnx.ModelProto) -> None:
         """Load the engine.
 
         Raises:
             StageFailure: as `trt.engine.Engine`.
 
         """
-        self._job = job
+        self._job, self._lowered = job, lowered
         self._request = read_request(job)
         self._cuda = Cuda()
         self._adapter = adapter(self._request.family)
@@ -55,16 +56,14 @@ class OnGpu:
 
     def blame(self, case: Case, output: str, metrics: dict[str, Any], feeds: Arrays) -> StageFailure | None:
         """Name the layer at fault where the lowered graph itself would pass: then TensorRT made the difference."""
-        lowered = onnx.load(self._job.inputs["lowered"])
-        wanted = run_session(session(emulated(lowered, self._job.precision, rounding=False)), feeds)
-        emulation = run_session(session(emulated(lowered, self._job.precision)), feeds)
-        tolerance = self._job.params["tolerance"]
-        limits = tolerance["outputs"].get(output, tolerance["default"])
+        wanted = run_session(session(emulated(self._lowered, self._job.precision, rounding=False)), feeds)
+        emulation = run_session(session(emulated(self._lowered, self._job.precision)), feeds)
+        limits = limits_of(self._job.params["tolerance"], output)
         same = compare(wanted[output], emulation[output])
         if same["nonfinite"] or breaches(same, limits):
             return None
         finding = Finding(case, output, breaches(metrics, limits), metrics, feeds)
-        return explain(lowered, self._job, finding, self._debug(feeds, case))
+        return explain(self._lowered, self._job, finding, self._debug(feeds, case))
 
     def _debug(self, feeds: Arrays, case: Case) -> RunDebug:
         def run(tensors: list[str]) -> Arrays:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .cuda import Cuda
 from .inputs import cases, make_all
-from .metrics import breaches, compare
+from .metrics import breaches, compare, limits_of
 from .protocol import Outcome, StageFailure
 from .trt import adapter, read_request
 
@@ -80,7 +80,7 @@ def _difference(reference: dict[str, Arrays], other: dict[str, Arrays], toleranc
     for case, outputs in reference.items():
         for name, values in outputs.items():
             metrics = compare(values, other[case][name])
-            within &= not breaches(metrics, tolerance["outputs"].get(name, tolerance["default"]))
+            within &= not breaches(metrics, limits_of(tolerance, name))
             if name not in worst or _size(metrics) > _size(worst[name]):
                 worst[name] = {"case": case, **metrics}
     equal = _equal(reference, other)

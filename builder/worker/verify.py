@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from . import blame, suggest
 from .emulate import emulated
 from .graph import PROTOBUF_LIMIT_BYTES, load, name_nodes
 from .inputs import Case, cases, make_all, outside_cases, static_outside_cases
-from .metrics import breaches, compare, headroom
+from .metrics import breaches, compare, headroom, limits_of
 from .protocol import Outcome, StageFailure, did_you_mean
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def run(job: Job) -> Outcome:
     on_gpu = "engine" in job.inputs
     if job.precision not in METHODS and not on_gpu:
         return _nothing(job)
-    verification = Verification(job, _engine(job) if on_gpu else OnCpu(job))
+    lowered = onnx.load(job.inputs["lowered"])
+    verification = Verification(job, lowered, _engine(job, lowered) if on_gpu else OnCpu(job, lowered))
     results = [verification.check_or_advise(case) for case in cases(job.profiles)]
     beyond = outside_cases(job.profiles) or (static_outside_cases(job.profiles) if on_gpu else [])
     outside = [verification.look_outside(case) for case in beyond]
@@ -83,11 +85,10 @@ class OnCpu:
 
     runs_outside = True
 
-    def __init__(self, job: Job, lowered: onnx.ModelProto | None = None) -> None:
+    def __init__(self, job: Job, lowered: onnx.ModelProto) -> None:
         self.method = METHODS[job.precision]
         self._profiles = job.params["engine_profiles"]
-        model = onnx.load(job.inputs["lowered"]) if lowered is None else lowered
-        self._session = session(emulated(model, job.precision), job.params.get("threads"))
+        self._session = session(emulated(lowered, job.precision), job.params.get("threads"))
         self.outputs = [value.name for value in self._session.get_outputs()]
 
     def run(self, case: Case, feeds: Arrays) -> Arrays:
@@ -108,15 +109,14 @@ class OnCpu:
 class Verification:
     """Candidate and reference of one run."""
 
-    def __init__(self, job: Job, candidate: Candidate) -> None:
-        self.job = job
+    def __init__(self, job: Job, lowered: onnx.ModelProto, candidate: Candidate) -> None:
+        self.job, self.lowered = job, lowered
         self.candidate = candidate
         self.tolerance = job.params["tolerance"]
         self.recorded: Arrays | None = None
         if "reference" in job.inputs:
             with np.load(job.inputs["reference"], allow_pickle=False) as archive:
                 self.recorded = dict(archive)
-        self.lowered = onnx.load(job.inputs["lowered"])
         threads = job.params.get("threads")
         self.source = session(_named(job.inputs["model"]), threads) if self.recorded is None else None
         self.outputs = candidate.outputs
@@ -139,12 +139,10 @@ class Verification:
         """Verify another lowering on the CPU; return the metric closest to its limit, None for a breach."""
         candidate = OnCpu(self.job, lowered)
         results = []
-        for case in cases(self.job.profiles):
-            feeds, reference = self._reference(case)
+        for case, feeds, reference in self._references:
             got = candidate.run(case, feeds)
             outputs = {name: compare(reference[name], got[name]) for name in self.outputs}
-            limits = {name: self.tolerance["outputs"].get(name, self.tolerance["default"]) for name in outputs}
-            if any(metrics["nonfinite"] or breaches(metrics, limits[name]) for name, metrics in outputs.items()):
+            if any(self._is_off(name, metrics) for name, metrics in outputs.items()):
                 return None
             results.append({"profile": case.profile, "point": case.point, "outputs": outputs})
         return self.worst(results) or {}
@@ -162,7 +160,7 @@ class Verification:
         result["shapes"] = {name: list(shape) for name, shape in case.shapes.items()}
         for name in self.outputs:
             metrics = compare(reference[name], got[name])
-            found = breaches(metrics, self.tolerance["outputs"].get(name, self.tolerance["default"]))
+            found = breaches(metrics, limits_of(self.tolerance, name))
             if metrics["nonfinite"] or found:
                 fault = self.candidate.blame(case, name, metrics, feeds)
                 if fault is not None:
@@ -200,7 +198,7 @@ class Verification:
         best: dict[str, Any] | None = None
         for result in results:
             for name, metrics in result["outputs"].items():
-                for metric, limit in self.tolerance["outputs"].get(name, self.tolerance["default"]).items():
+                for metric, limit in limits_of(self.tolerance, name).items():
                     room = headroom(metric, metrics[metric], limit)
                     if best is None or room < (best["headroom"] or float("inf")):
                         best = {
@@ -213,6 +211,14 @@ class Verification:
                             "headroom": room if np.isfinite(room) else None,
                         }
         return best
+
+    def _is_off(self, output: str, metrics: dict[str, Any]) -> bool:
+        return bool(metrics["nonfinite"] or breaches(metrics, limits_of(self.tolerance, output)))
+
+    @cached_property
+    def _references(self) -> list[tuple[Case, Arrays, Arrays]]:
+        """All cases with inputs and reference, for the many lowerings that `judge` may be asked about."""
+        return [(case, *self._reference(case)) for case in cases(self.job.profiles)]
 
     def _reference(self, case: Case) -> tuple[Arrays, Arrays]:
         if self.recorded is not None:
@@ -252,9 +258,7 @@ class Verification:
         except Exception as error:  # noqa: BLE001  (refusing is a fine answer here)
             return "refuses", str(error).strip().splitlines()[0][:300]
         for name in self.outputs:
-            tolerance = self.tolerance["outputs"].get(name, self.tolerance["default"])
-            metrics = compare(reference[name], got[name])
-            if metrics["nonfinite"] or breaches(metrics, tolerance):
+            if self._is_off(name, compare(reference[name], got[name])):
                 return "differs", f"output {name} is outside its tolerance"
         return "agrees", ""
 
@@ -274,11 +278,11 @@ def _nothing(job: Job) -> Outcome:
     return Outcome({}, data)
 
 
-def _engine(job: Job) -> Candidate:
+def _engine(job: Job, lowered: onnx.ModelProto) -> Candidate:
     # TensorRT is not in every environment that verifies
     from .on_gpu import OnGpu
 
-    return OnGpu(job)
+    return OnGpu(job, lowered)
 
 
 def _named(path: str) -> onnx.ModelProto | str:

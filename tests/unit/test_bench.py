@@ -13,12 +13,13 @@ import pytest
 
 from builder import bench as bench_module
 from builder.bench import BenchSettings, NvmlGauge, bench
-from builder.bench_subject import choose_gpus, find_baselines, find_subject
+from builder.bench_subject import find_baselines, find_subject
 from builder.errors import EnginefarmError, Reason
 from builder.events import Event, Note, StepFinished, StepStarted
 from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.gpu import Gpu, GpuProcess
+from builder.gpu_choice import choose_gpus
 from builder.jobs import ENGINE, read_manifest, save
 from builder.key import make_key
 from builder.manifest import Manifest

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from builder import built
 from builder import reproduce as module
 from builder.errors import EnginefarmError, ExitCode, Reason
 from builder.gpu import Gpu
@@ -38,7 +39,7 @@ from tests.rebuilds import (
 
 
 def started(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> Farm:
-    monkeypatch.setattr(module, "EXECUTORS", {"local": lambda context: farm})
+    monkeypatch.setattr(built, "EXECUTORS", {"local": lambda context: farm})
     monkeypatch.setattr(module, "JobRunner", farm.job_runner)
     monkeypatch.setattr(module, "make_keys", farm.make_keys)
     monkeypatch.setattr(module, "visible_gpus", lambda environ: farm.gpus)
