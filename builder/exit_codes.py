@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     STAGE_FAILED = 6
     STORE = 7
     NOT_REPRODUCIBLE = 8
+    UNTRUSTED = 9
     INTERRUPTED = 130
 
 
@@ -30,5 +31,6 @@ EXIT_MEANING: dict[ExitCode, str] = {
     ExitCode.STAGE_FAILED: "at least one job failed; the other jobs are done and kept",
     ExitCode.STORE: "the store holds something that is not what it claims to be",
     ExitCode.NOT_REPRODUCIBLE: "a rebuild drifted: other bytes, or where a GPU can tell, other outputs",
+    ExitCode.UNTRUSTED: "an engine is not trusted: unsigned, changed, or signed by somebody the policy does not name",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C; finished jobs are kept",
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 
 from builder.exit_codes import ExitCode
 
@@ -14,10 +17,29 @@ class ReasonInfo:
     code: str
     slug: str
     exit_code: ExitCode
-    meaning: str
-    fix: str
+
+    @property
+    def meaning(self) -> str:
+        """One line."""
+        return _texts()[self.slug]["meaning"]
+
+    @property
+    def fix(self) -> str:
+        """What to do where the message knows nothing better."""
+        return _texts()[self.slug]["fix"]
 
 
-def info(code: str, slug: str, exit_code: ExitCode, meaning: str, fix: str) -> ReasonInfo:
+def info(code: str, slug: str, exit_code: ExitCode) -> ReasonInfo:
     """Make a row of the table; the code is without its prefix."""
-    return ReasonInfo(code=f"EF-{code}", slug=slug, exit_code=exit_code, meaning=meaning, fix=fix)
+    return ReasonInfo(code=f"EF-{code}", slug=slug, exit_code=exit_code)
+
+
+@cache
+def _texts() -> dict[str, dict[str, str]]:
+    if sys.version_info >= (3, 11):
+        import tomllib  # noqa: PLC0415  # read when something fails
+    else:
+        import tomli as tomllib  # noqa: PLC0415
+    text = (resources.files("builder") / "resources" / "reasons.toml").read_text(encoding="utf-8")
+    rows: dict[str, dict[str, str]] = tomllib.loads(text)
+    return rows
