@@ -4,7 +4,8 @@ Usage: python benchmarks/classic.py OUT [--deadline SECONDS] [--baseline-python 
 
 Everything goes through the command `enginefarm`, as a user would run it; ENGINEFARM_HOME, ENGINEFARM_EXECUTOR and, for
 unpacked images, ENGINEFARM_ROOTFS say where. OUT gets classic.json, which grows step by step, classic.md and the logs.
-A step that would start after the deadline is left out and named.
+A step that would start after the deadline is left out and named. `--crowd N` lets N rebuilds share a GPU: sealed, they
+time nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,11 @@ class Proof:
         self.started = time.monotonic()
         self.found: dict[str, Any] = {"date": datetime.now(tz=timezone.utc).date().isoformat(), "left_out": []}
 
-    def farm(self, *arguments: str, log: str) -> Any:
+    def farm(self, *arguments: str, log: str, variables: Mapping[str, str] | None = None) -> Any:
         """Run `enginefarm`, keep what it says, and return the JSON that it prints; null where it prints none."""
         command = [sys.executable, "-c", "import sys; from builder.cli import main; sys.exit(main())", *arguments]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        env = {**os.environ, "PYTHONPATH": path, **(variables or {})}
         started = time.monotonic()
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=self.left())
         seconds = time.monotonic() - started
@@ -95,16 +99,23 @@ class Proof:
         return self.farm("build", *chosen, "-j", self.arguments.jobs, "--json", log="compatible")
 
     def built(self) -> list[str]:
-        """List the engines of the store by job id."""
-        return sorted(item["job"] for item in self.farm("ls", "--json", log="ls") or [])
+        """List the engines of the store by job id, as far as they are asked for."""
+        jobs = sorted({item["job"] for item in self.farm("ls", "--json", log="ls") or []})
+        asked = self.arguments.job
+        return [job for job in jobs if not asked or any(fnmatchcase(job, pattern) for pattern in asked)]
 
     def reproduce(self) -> Any:
         """Rebuild each engine from its timing cache and say how far it is the same."""
+        crowd = self.arguments.crowd
 
         def one(job: str) -> Any:
-            return self.farm("reproduce", job, "--rebuilds", str(REBUILDS), "--json", log=f"reproduce-{job}")
+            with tempfile.TemporaryDirectory() as leases:
+                # rebuilds that share a GPU must not wait for one another's lease
+                variables = {"ENGINEFARM_GPU_LOCKS": leases} if crowd > 1 else {}
+                arguments = ("reproduce", job, "--rebuilds", str(REBUILDS), "--json")
+                return self.farm(*arguments, log=f"reproduce-{job}", variables=variables)
 
-        with ThreadPoolExecutor(int(self.arguments.jobs)) as pool:
+        with ThreadPoolExecutor(crowd if crowd > 1 else int(self.arguments.jobs)) as pool:
             jobs = self.built()
             return dict(zip(jobs, pool.map(one, jobs), strict=True))
 
@@ -141,6 +152,8 @@ def main() -> int:
     parser.add_argument("--baseline-python", default="")
     parser.add_argument("--target", default="hopper")
     parser.add_argument("--jobs", default="1", help="jobs at once: as many as there are GPUs")
+    parser.add_argument("--crowd", type=int, default=1, help="rebuilds that share a GPU")
+    parser.add_argument("--job", action="append", default=[], help="rebuild and time only jobs like this glob")
     parser.add_argument("--recipe", dest="recipes", action="append")
     parser.add_argument("--step", action="append", default=[])
     arguments = parser.parse_args()
