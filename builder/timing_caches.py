@@ -188,6 +188,66 @@ def export_cache(store: Store, text: str, target: Path) -> Blob:
     return blob
 
 
+def export_classes(store: Store, folder: Path) -> list[str]:
+    """Write every cache of a class with the description of its class to a folder of its own; return their names.
+
+    Raises:
+        EnginefarmError: as `export_cache`.
+
+    """
+    names = []
+    for cache in _listed(store, KIND):
+        place = folder / _place_name(cache.document or {}, cache.sha256)
+        with durable.writing(str(place), cache.blob.size):
+            place.mkdir(parents=True, exist_ok=True)
+            durable.write_atomically(place / CLASS, store.read(cache.entry, CLASS), place)
+        export_cache(store, cache.sha256, place / TIMING_CACHE)
+        names.append(place.name)
+    return names
+
+
+def import_classes(store: Store, folder: Path) -> list[str]:
+    """Take what `export_classes` wrote, on this machine or another; return the names of those that are new here.
+
+    Nothing is taken where one of them is damaged. Builds of the same class then read them: the same stack and image,
+    GPU model, driver and options.
+
+    Raises:
+        EnginefarmError: TIMING_CACHE_INVALID naming the folder; FILE_MISSING; as `Store.add`.
+
+    """
+    found = sorted(path.parent for path in folder.glob(f"*/{CLASS}"))
+    if not found:
+        fix = "name a folder that `enginefarm caches export-all` wrote"
+        raise EnginefarmError(Reason.FILE_MISSING, f"{folder} holds no timing caches", fix=fix)
+    known = {(one.entry.key, one.sha256) for one in _listed(store, KIND)}
+    read = [(place, *_read_class(place)) for place in found]
+    new = [one for one in read if (class_key(one[1]), one[2]) not in known]
+    for place, document, sha256 in new:
+        files: dict[str, Path | bytes] = {TIMING_CACHE: place / TIMING_CACHE, CLASS: canonical(document)}
+        store.add(kind=KIND, key=class_key(document), name=_name(document, sha256), files=files)
+    return [place.name for place, _, _ in new]
+
+
+def _read_class(place: Path) -> tuple[dict[str, Any], str]:
+    try:
+        document: dict[str, Any] = json.loads((place / CLASS).read_bytes())
+        sha256 = durable.sha256_file(place / TIMING_CACHE)
+        name = _place_name(document, sha256)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "this is no timing cache with a description of its class"
+        raise EnginefarmError(Reason.TIMING_CACHE_INVALID, what, where=str(place), why=repr(error)) from error
+    if name != place.name:
+        why = f"its content and description belong to the name {name}"
+        raise EnginefarmError(Reason.TIMING_CACHE_INVALID, "the timing cache is damaged", where=str(place), why=why)
+    return document, sha256
+
+
+def _place_name(document: Mapping[str, Any], sha256: str) -> str:
+    # both files are in the name, so that damage to either shows
+    return f"{_name(document, sha256)}-{class_key(document)[:12]}"
+
+
 def _listed(store: Store, kind: str) -> Iterator[CacheFile]:
     for entry in store.entries(kind):
         blob = _cache_of(store, entry)

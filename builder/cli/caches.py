@@ -11,7 +11,7 @@ from builder.project import find_home
 from builder.report.caches import cache_json, cache_rows
 from builder.report.units import size
 from builder.store import Store
-from builder.timing_caches import export_cache, list_caches
+from builder.timing_caches import export_cache, export_classes, import_classes, list_caches
 
 
 @click.group("caches")
@@ -48,3 +48,25 @@ def export(*, digest: str, file: Path) -> None:
     """
     blob = export_cache(Store(find_home().store), digest, file)
     options.stderr().line(f"wrote {size(blob.size)} to {file}")
+
+
+@command.command("export-all")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def export_all(*, folder: Path) -> None:
+    """Write all timing caches to FOLDER, for `caches import` on another machine with such a GPU.
+
+    Worth it before a rented machine goes back: what took TensorRT minutes to measure is some hundred kilobytes.
+    """
+    names = export_classes(Store(find_home().store), folder)
+    options.stderr().line(f"wrote {len(names)} timing caches to {folder}")
+
+
+@command.command("import")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
+def import_all(*, folder: Path) -> None:
+    """Take the timing caches of FOLDER, as written by `caches export-all`.
+
+    Builds use them on the same stack and image, GPU model and driver, with the same options.
+    """
+    names = import_classes(Store(find_home().store), folder)
+    options.stderr().line(f"took {len(names)} timing caches that were not here")
