@@ -1,11 +1,12 @@
 """Proves classic TensorRT on this machine's GPUs: builds, verifies, rebuilds and times the recipes' engines.
 
-Usage: python benchmarks/classic.py OUT [--deadline SECONDS] [--baseline-python PYTHON] [--step NAME]...
+Usage: python benchmarks/classic.py OUT [--deadline SECONDS] [--baseline-python PYTHON] [--caches FOLDER]
 
 Everything goes through the command `enginefarm`, as a user would run it; ENGINEFARM_HOME, ENGINEFARM_EXECUTOR and, for
-unpacked images, ENGINEFARM_ROOTFS say where. OUT gets classic.json, which grows step by step, classic.md and the logs.
-A step that would start after the deadline is left out and named. `--crowd N` lets N rebuilds share a GPU: sealed, they
-time nothing.
+unpacked images, ENGINEFARM_ROOTFS say where. Each GPU does one thing at a time: builds first, the longest before the
+others, then the tests of bad input, then timing. Rebuilds are sealed and time nothing: some run beside all that. OUT
+gets classic.json, classic.md, the logs, the engines' manifests and all timing caches, which a later run takes with
+--caches. What the deadline leaves no time for is left out and named.
 """
 
 from __future__ import annotations
@@ -16,155 +17,314 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 STACK, LOCK = "trt8.6-cuda12.0", "8.6.0"
-RECIPES = ("vocos-decoder", "transformer-block", "resnet18", "ppocrv4-cls", "ppocrv4-rec", "ppocrv4-det")
-COMPATIBLE = ("vocos-decoder", "resnet18")
-REBUILDS = 3
+SUFFIX = f"{STACK}-sm90"
+# the longest first: recipe, precision, compatibility
+BUILDS = (
+    ("ppocrv4-rec", "fp16", ""),
+    ("ppocrv4-det", "fp16", ""),
+    ("ppocrv4-rec", "tf32", ""),
+    ("ppocrv4-rec", "fp32", ""),
+    ("ppocrv4-det", "tf32", ""),
+    ("ppocrv4-det", "fp32", ""),
+    ("vocos-decoder", "fp16", ""),
+    ("ppocrv4-cls", "fp16", ""),
+    ("resnet18", "int8", ""),
+    ("ppocrv4-cls", "tf32", ""),
+    ("ppocrv4-cls", "fp32", ""),
+    ("vocos-decoder", "fp16", "ampere_plus"),
+    ("resnet18", "fp16", ""),
+    ("resnet18", "fp16", "ampere_plus"),
+    ("vocos-decoder", "tf32", ""),
+    ("vocos-decoder", "fp32", ""),
+    ("resnet18", "tf32", ""),
+    ("resnet18", "fp32", ""),
+    ("transformer-block", "fp16", ""),
+    ("transformer-block", "tf32", ""),
+    ("transformer-block", "fp32", ""),
+)
+REBUILDS, BESIDE = 3, 6
+# a task that has less time is not begun
+LEAST_S = 15.0
+BENCH_LIMIT_S = 240.0
+
+
+class Task(NamedTuple):
+    """Something that one GPU does."""
+
+    name: str
+    work: Callable[[str], None]
 
 
 class Proof:
     """The state of one run."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
         self.out: Path = arguments.out
         self.out.mkdir(parents=True, exist_ok=True)
-        self.arguments = arguments
         self.started = time.monotonic()
-        self.found: dict[str, Any] = {"date": datetime.now(tz=timezone.utc).date().isoformat(), "left_out": []}
-
-    def farm(self, *arguments: str, log: str, variables: Mapping[str, str] | None = None) -> Any:
-        """Run `enginefarm`, keep what it says, and return the JSON that it prints; null where it prints none."""
-        command = [sys.executable, "-c", "import sys; from builder.cli import main; sys.exit(main())", *arguments]
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        env = {**os.environ, "PYTHONPATH": path, **(variables or {})}
-        started = time.monotonic()
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=self.left())
-        seconds = time.monotonic() - started
-        ending = f"exit {done.returncode}, {seconds:.1f} s"
-        text = f"$ enginefarm {' '.join(arguments)}\n{done.stdout}\n{done.stderr}\n{ending}\n"
-        with (self.out / f"{log}.log").open("a", encoding="utf-8") as file:
-            file.write(text)
-        print(f"{log}: enginefarm {' '.join(arguments[:3])}: {ending}", flush=True)
-        if done.returncode:
-            print(done.stderr[-1500:], flush=True)
-        try:
-            return json.loads(done.stdout)
-        except ValueError:
-            return None
+        self.lock = threading.Lock()
+        self.tasks: list[Task] = []
+        self.rebuilding: list[Future[None]] = []
+        self.pool = ThreadPoolExecutor(BESIDE)
+        self.found: dict[str, Any] = {
+            "date": datetime.now(tz=timezone.utc).date().isoformat(),
+            "engines": {},
+            "rebuilds": {},
+            "bench": {},
+            "left_out": [],
+            "seconds": {},
+        }
 
     def left(self) -> float:
         """Seconds until the deadline."""
-        return max(1.0, float(self.arguments.deadline) - (time.monotonic() - self.started))
+        return float(self.arguments.deadline) - (time.monotonic() - self.started)
 
-    def step(self, name: str, work: Callable[[], Any]) -> None:
-        """Do one step and keep what it found."""
-        if self.arguments.step and name not in self.arguments.step:
-            return
-        if self.left() < self.arguments.least:
-            self.found["left_out"].append(name)
-            return
-        started = time.monotonic()
+    def say(self, text: str) -> None:
+        """Print one line with the seconds since the start."""
+        with self.lock:
+            print(f"{time.monotonic() - self.started:6.0f} {text}", flush=True)
+
+    def run(self, name: str, argv: list[str], limit: float | None = None, **variables: str) -> str | None:
+        """Run a program within the time that is left and keep what it says; null where it was left out or stopped."""
+        left = self.left()
+        if left < LEAST_S:
+            self.leave_out(name, "no time left")
+            return None
+        started, log = time.monotonic(), self.out / "logs" / f"{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        env = {**os.environ, "PYTHONPATH": path, **variables}
+        with log.open("w", encoding="utf-8") as errors:
+            try:
+                done = subprocess.run(
+                    argv,
+                    cwd=ROOT,
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    check=False,
+                    timeout=min(left, limit or left),
+                )
+            except subprocess.TimeoutExpired:
+                self.leave_out(name, f"stopped after {time.monotonic() - started:.0f} s")
+                return None
+        seconds = round(time.monotonic() - started, 1)
+        with self.lock:
+            self.found["seconds"][name] = seconds
+        self.say(f"{name}: exit {done.returncode}, {seconds} s")
+        if done.returncode:
+            self.say(log.read_text(encoding="utf-8")[-800:])
+        return done.stdout
+
+    def farm(self, name: str, *arguments: str, limit: float | None = None, **variables: str) -> Any:
+        """Run `enginefarm` and return the JSON that it prints; null where it prints none."""
+        command = [sys.executable, "-c", "import sys; from builder.cli import main; sys.exit(main())", *arguments]
+        printed = self.run(name, command, limit, **variables)
         try:
-            self.found[name] = work()
-        except subprocess.TimeoutExpired:
-            self.found["left_out"].append(f"{name} (stopped at the deadline)")
-        self.found.setdefault("seconds", {})[name] = round(time.monotonic() - started, 1)
-        (self.out / "classic.json").write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
+            return json.loads(printed or "")
+        except ValueError:
+            return None
 
-    def select(self, recipes: tuple[str, ...]) -> list[str]:
-        """Return the options that choose the recipes on this stack and GPU."""
-        chosen = ["--stack", STACK, "--lock", LOCK, "--target", self.arguments.target]
-        for recipe in recipes:
-            chosen += ["--recipe", recipe]
-        return chosen
+    def leave_out(self, name: str, why: str) -> None:
+        """Note what was not done."""
+        self.say(f"{name}: {why}")
+        with self.lock:
+            self.found["left_out"].append(f"{name}: {why}")
 
-    def build(self) -> Any:
-        """Build all engines with an empty timing cache."""
-        return self.farm(
-            "build", *self.select(self.arguments.recipes), "-j", self.arguments.jobs, "--json", log="build"
-        )
+    def build(self, recipe: str, precision: str, compatibility: str) -> Task:
+        """Build one engine; its rebuilds begin as soon as it is there."""
+        name = "-".join(filter(None, ("build", recipe, precision, compatibility)))
+        chosen = ["--stack", STACK, "--lock", LOCK, "--target", self.arguments.target, "--recipe", recipe]
+        chosen += ["--precision", precision, *(["--compat", compatibility] if compatibility else [])]
 
-    def compatible(self) -> Any:
-        """Build engines for every GPU from Ampere on."""
-        chosen = [*self.select(COMPATIBLE), "--precision", "fp16", "--compat", "ampere_plus"]
-        return self.farm("build", *chosen, "-j", self.arguments.jobs, "--json", log="compatible")
+        def work(gpu: str) -> None:
+            report = self.farm(name, "build", *chosen, "-j1", "--json", CUDA_VISIBLE_DEVICES=gpu)
+            for job in (report or {}).get("jobs", []):
+                with self.lock:
+                    self.found["engines"][job["job"]] = job
+                if job["status"] in ("built", "reused", "proved"):
+                    self.rebuilding.append(self.pool.submit(self.rebuild, job["job"], gpu))
+            self.write()
 
-    def built(self) -> list[str]:
-        """List the engines of the store by job id, as far as they are asked for."""
-        jobs = sorted({item["job"] for item in self.farm("ls", "--json", log="ls") or []})
-        asked = self.arguments.job
-        return [job for job in jobs if not asked or any(fnmatchcase(job, pattern) for pattern in asked)]
+        return Task(name, work)
 
-    def reproduce(self) -> Any:
-        """Rebuild each engine from its timing cache and say how far it is the same."""
-        crowd = self.arguments.crowd
+    def rebuild(self, job: str, gpu: str) -> None:
+        """Rebuild an engine and say how far it is the same."""
+        with tempfile.TemporaryDirectory() as leases:
+            # it must not wait for the build that has the GPU
+            arguments = ("reproduce", job, "--rebuilds", str(REBUILDS), "--json")
+            name = f"reproduce-{job}"
+            report = self.farm(name, *arguments, ENGINEFARM_GPU_LOCKS=leases, CUDA_VISIBLE_DEVICES=gpu)
+        if report is not None:
+            self.say(f"{job}: {report['level']}")
+            with self.lock:
+                self.found["rebuilds"][job] = report
 
-        def one(job: str) -> Any:
-            with tempfile.TemporaryDirectory() as leases:
-                # rebuilds that share a GPU must not wait for one another's lease
-                variables = {"ENGINEFARM_GPU_LOCKS": leases} if crowd > 1 else {}
-                arguments = ("reproduce", job, "--rebuilds", str(REBUILDS), "--json")
-                return self.farm(*arguments, log=f"reproduce-{job}", variables=variables)
+    def bench(self, job: str) -> Task:
+        """Time an engine against the baselines."""
+        python = self.arguments.baseline_python
+        extra = ["--baseline-python", python] if python else []
 
-        with ThreadPoolExecutor(crowd if crowd > 1 else int(self.arguments.jobs)) as pool:
-            jobs = self.built()
-            return dict(zip(jobs, pool.map(one, jobs), strict=True))
+        def work(gpu: str) -> None:
+            name = f"bench-{job}"
+            report = self.farm(name, "bench", job, *extra, "--json", limit=BENCH_LIMIT_S, CUDA_VISIBLE_DEVICES=gpu)
+            if report is not None:
+                with self.lock:
+                    self.found["bench"][job] = report["bench"]
+            self.write()
 
-    def bench(self) -> Any:
-        """Time each engine against the baselines."""
-        extra = ["--baseline-python", self.arguments.baseline_python] if self.arguments.baseline_python else []
+        return Task(f"bench-{job}", work)
 
-        def one(job: str) -> Any:
-            return self.farm("bench", job, *extra, "--json", log=f"bench-{job}")
+    def tests(self) -> Task:
+        """Run the tests of bad input."""
 
-        with ThreadPoolExecutor(int(self.arguments.jobs)) as pool:
-            jobs = self.built()
-            return dict(zip(jobs, pool.map(one, jobs), strict=True))
+        def work(gpu: str) -> None:
+            argv = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "tests/gpu",
+                "--run-gpu",
+                "-v",
+                "--no-header",
+                "-p",
+                "no:cacheprovider",
+            ]
+            printed = self.run("tests", argv, CUDA_VISIBLE_DEVICES=gpu) or ""
+            words = ("PASSED", "FAILED", "SKIPPED", "ERROR")
+            lines = [line for line in printed.splitlines() if any(word in line for word in words)]
+            (self.out / "tests.log").write_text(printed, encoding="utf-8")
+            self.say("\n".join(lines))
+            with self.lock:
+                self.found["tests"] = lines
 
-    def bad_input(self) -> Any:
-        """Run the tests on the GPU."""
-        command = [sys.executable, "-m", "pytest", "tests/gpu", "--run-gpu", "-q", "--no-header", "-rA"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=self.left())
-        (self.out / "tests.log").write_text(done.stdout + done.stderr, encoding="utf-8")
-        lines = done.stdout.splitlines()
-        print("\n".join(lines[-25:]), flush=True)
-        return {
-            "exit": done.returncode,
-            "tests": [line for line in lines if line.startswith(("PASSED", "FAILED", "SKIPPED"))],
-        }
+        return Task("tests", work)
+
+    def serve(self, gpu: str) -> None:
+        """Do one task after the other on one GPU."""
+        while True:
+            with self.lock:
+                task = self.tasks.pop(0) if self.tasks else None
+            if task is None:
+                return
+            try:
+                task.work(gpu)
+            except Exception as error:  # noqa: BLE001  # one task must not end the others
+                self.leave_out(task.name, repr(error))
+
+    def all_tasks(self) -> list[Task]:
+        """List what is to be done, builds first."""
+        wanted = [one for one in BUILDS if self.is_wanted(f"build-{one[0]}-{one[1]}")]
+        fastest = [f"{recipe}-{precision}-{SUFFIX}" for recipe, precision, other in wanted if not other]
+        # precisions that people use come first
+        order = {"fp16": 0, "int8": 1, "fp32": 2, "tf32": 3}
+        fastest.sort(key=lambda job: order[job.removesuffix(f"-{SUFFIX}").rpartition("-")[2]])
+        tasks = [self.build(*one) for one in wanted]
+        return [*tasks, self.tests(), *(self.bench(job) for job in fastest)]
+
+    def is_wanted(self, name: str) -> bool:
+        """Say whether a task was asked for."""
+        return not self.arguments.only or any(fnmatchcase(name, pattern) for pattern in self.arguments.only)
+
+    def write(self) -> None:
+        """Write what is known so far."""
+        with self.lock:
+            text = json.dumps(self.found, indent=1) + "\n"
+            (self.out / "classic.json").write_text(text, encoding="utf-8")
+            (self.out / "classic.md").write_text("\n".join(as_text(self.found)) + "\n", encoding="utf-8")
+
+    def keep(self) -> None:
+        """Keep the timing caches and manifests, which outlast the machine."""
+        self.arguments.deadline += 60.0
+        self.farm("caches", "caches", "export-all", str(self.out / "caches"))
+        folder = self.out / "manifests"
+        folder.mkdir(exist_ok=True)
+        for job in self.found["engines"]:
+            shown = self.farm(f"show-{job}", "show", job, "--json")
+            (folder / f"{job}.json").write_text(json.dumps(shown, indent=1), encoding="utf-8")
+
+
+def as_text(found: Mapping[str, Any]) -> list[str]:
+    """Write the result as Markdown."""
+    lines = [
+        "| engine | size | worst error | build stage, cold | warm | level | graph | engine | compile | eager |",
+        "|---|---:|---|---:|---:|---|---:|---:|---:|---:|",
+    ]
+    for job, report in found["engines"].items():
+        engine, worst = report.get("engine"), None
+        if engine is None:
+            lines.append(f"| {job} | {report['status']}: {(report.get('error') or {}).get('code')} |")
+            continue
+        worst = engine["proof"]["worst"] or {}
+        rebuilds = found["rebuilds"].get(job, {})
+        warm = [one["build_seconds"] for one in rebuilds.get("measured", [])]
+        times = medians(found["bench"].get(job))
+        cells = [
+            job,
+            f"{engine['bytes'] / 1e6:.1f} MB",
+            f"{worst.get('metric')} {worst.get('value', 0):.2g} (limit {worst.get('limit', 0):g})",
+            f"{report.get('stage_seconds', {}).get('build', 0):.0f} s",
+            f"{min(warm):.0f} to {max(warm):.0f} s" if warm else "",
+            rebuilds.get("level", ""),
+            *(times.get(name, "") for name in ("engine (graph)", "engine", "compile-cuda", "eager-cuda")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", *(f"- not done: {text}" for text in found["left_out"])]
+
+
+def medians(bench: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the wall times of the first case by what was timed, with a mark where they are noise."""
+    if not bench or not bench["cases"]:
+        return {}
+    return {
+        one["name"]: f"{one['wall']['median_ms']:.3f} ms{' (noise)' if one['noise'] else ''}"
+        for one in bench["cases"][0]["timings"]
+    }
+
+
+def gpus() -> list[str]:
+    """Name the GPUs that this process may use."""
+    sys.path.insert(0, str(ROOT))
+    from builder.gpu import visible_gpus
+
+    return [gpu.uuid for gpu in visible_gpus(os.environ)]
 
 
 def main() -> int:
-    """Run the steps."""
+    """Do all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--deadline", type=float, default=3600.0, help="seconds after which no step begins")
-    parser.add_argument("--least", type=float, default=20.0, help="seconds that a step needs at least")
+    parser.add_argument("--deadline", type=float, default=3600.0, help="seconds after which all is over")
     parser.add_argument("--baseline-python", default="")
     parser.add_argument("--target", default="hopper")
-    parser.add_argument("--jobs", default="1", help="jobs at once: as many as there are GPUs")
-    parser.add_argument("--crowd", type=int, default=1, help="rebuilds that share a GPU")
-    parser.add_argument("--job", action="append", default=[], help="rebuild and time only jobs like this glob")
-    parser.add_argument("--recipe", dest="recipes", action="append")
-    parser.add_argument("--step", action="append", default=[])
-    arguments = parser.parse_args()
-    arguments.recipes = tuple(arguments.recipes or RECIPES)
-    proof = Proof(arguments)
-    proof.step("doctor", lambda: proof.farm("doctor", "--json", log="doctor"))
-    proof.step("build", proof.build)
-    proof.step("compatible", proof.compatible)
-    proof.step("bench", proof.bench)
-    proof.step("reproduce", proof.reproduce)
-    proof.step("tests", proof.bad_input)
+    parser.add_argument("--caches", type=Path, help="timing caches of an earlier run")
+    parser.add_argument("--only", action="append", default=[], help="build-RECIPE-PRECISION; globs; may be repeated")
+    proof = Proof(parser.parse_args())
+    if proof.arguments.caches is not None:
+        proof.farm("caches-import", "caches", "import", str(proof.arguments.caches))
+    proof.tasks = proof.all_tasks()
+    workers = [threading.Thread(target=proof.serve, args=(gpu,)) for gpu in gpus()]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for one in proof.rebuilding:
+        one.result()
+    proof.keep()
+    proof.write()
     return 0
 
 
