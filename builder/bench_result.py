@@ -46,6 +46,11 @@ class Timing(_Part):
     gpu_ratio: Ratio | None = Field(
         description="GPU time against the engine's; null for the engine, and where noise forbids."
     )
+    at_least: float | None = Field(
+        default=None,
+        description="Of a baseline whose times alone are noise: its wall time at 5 percent over the engine's at 95 "
+        "percent of the runs, where that is above 1; null otherwise.",
+    )
     noise: list[str] = Field(description="Why these times say little; empty if they can be trusted.")
     difference: dict[str, dict[str, Any]] | None = Field(
         description="The engine's outputs against this baseline's, per output; null for the engine."

@@ -85,7 +85,7 @@ def _row(timing: Timing) -> list[Cell | str]:
         Cell(_percent((gpu or wall).spread), "yellow" if timing.noise else ""),
         _median(gpu),
         _times(timing.ratio),
-        _range(timing.ratio),
+        _range(timing.ratio) if timing.at_least is None else f"at least {timing.at_least:.2f}x",
         _difference(timing),
     ]
 
@@ -93,6 +93,7 @@ def _row(timing: Timing) -> list[Cell | str]:
 def _texts(result: BenchPart, timing: Timing) -> list[str]:
     noisy = timing.noise or result.verdict == "noise"
     takes = f"{_times(timing.ratio)} ({_range(timing.ratio)})" if timing.ratio is not None else "noise" if noisy else ""
+    takes += f", at least {timing.at_least:.2f}x" if timing.at_least is not None else ""
     return [
         timing.name,
         milliseconds(timing.wall.median_ms),

@@ -159,3 +159,18 @@ def test_noise_claims_no_ratio() -> None:
     loud = noisy.timings[2].model_copy(update={"noise": ["drift"]})
     noisy = noisy.model_copy(update={"timings": [*noisy.timings[:2], loud]})
     assert judged(noisy, claim=True).timings[2].ratio is None
+
+
+def test_of_a_noisy_baseline_a_bound_remains() -> None:
+    quiet = case()
+    slow = quiet.timings[2].model_copy(update={"noise": ["drift"]})
+    far = slow.model_copy(update={"wall": slow.wall.model_copy(update={"p5_ms": quiet.timings[0].wall.p95_ms * 3})})
+    near = slow.model_copy(update={"wall": slow.wall.model_copy(update={"p5_ms": quiet.timings[0].wall.p95_ms * 0.9})})
+    together = quiet.model_copy(update={"timings": [*quiet.timings[:2], far, near]})
+    bounds = [row.at_least for row in judged(together, claim=True).timings]
+    assert bounds == [None, None, pytest.approx(3.0), None]
+    assert all(row.at_least is None for row in judged(together, claim=False).timings)
+    loud = [row.model_copy(update={"noise": ["spread"]}) if row.role == "engine" else row for row in together.timings]
+    assert all(
+        row.at_least is None for row in judged(together.model_copy(update={"timings": loud}), claim=True).timings
+    )
