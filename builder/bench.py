@@ -99,7 +99,7 @@ def bench(
     store.check(entry)
     manifest = read_manifest(store, entry)
     subject = find_subject(store, entry, manifest, project)
-    gpus = choose_gpus(subject.job, visible_gpus(os.environ))
+    gpus = choose_gpus(subject.job, visible_gpus(os.environ), "timed")
     chosen = EXECUTORS[executor_of(manifest, settings.executor)]
     context = ExecutorContext(
         project=project, home=home, install=settings.install, cancel=cancel, listen=listen, keep=settings.keep_work

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.built import job_of, stack_of
-from builder.errors import EnginefarmError, Reason
+from builder.built import job_of, recipe_of, stack_of
 from builder.fetch import Fetcher
 from builder.jobs import ENGINE
 from builder.key import profiles_document
@@ -17,7 +16,6 @@ from builder.models import EXTERNAL, MODEL, export_params, inputs_document
 from builder.plan import Job
 from builder.project import Project
 from builder.recipe import PretrainedWeights, PythonSource, Recipe
-from builder.recipe_file import load_recipe
 from builder.stacks import Stack, load_stacks
 from builder.store import Entry, Store
 
@@ -66,13 +64,11 @@ def find_subject(store: Store, entry: Entry, manifest: Manifest, project: Projec
     """Find all that belongs to an engine of the store.
 
     Raises:
-        EnginefarmError: RECIPE_INVALID and others of `load_recipe`, INPUTS_CHANGED where the recipe's shape profiles
-            or the stack's lock are no longer those of the engine.
+        EnginefarmError: as `recipe_of`, INPUTS_CHANGED where the stack's lock is no longer that of the engine.
 
     """
     job = job_of(manifest)
-    recipe = load_recipe(project.recipes / job.recipe / "recipe.yaml")
-    _check_profiles(manifest, recipe)
+    recipe = recipe_of(manifest, project)
     return BenchSubject(
         job=job,
         manifest=manifest,
@@ -102,19 +98,6 @@ def find_baselines(
     if ONNX_KIND in wanted and subject.onnx:
         found[ONNX_KIND] = dict(subject.onnx)
     return found
-
-
-def _check_profiles(manifest: Manifest, recipe: Recipe) -> None:
-    now = [
-        {
-            "name": profile.name,
-            "inputs": {n: {p: getattr(s, p) for p in ("min", "opt", "max")} for n, s in profile.inputs.items()},
-        }
-        for profile in recipe.profiles
-    ]
-    if manifest.engine.profiles != now:
-        what = f"{manifest.job} was built for other shape profiles than recipe {recipe.name} now has"
-        raise EnginefarmError(Reason.INPUTS_CHANGED, what)
 
 
 def _onnx(store: Store, manifest: Manifest) -> dict[str, Path]:

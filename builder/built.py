@@ -1,4 +1,4 @@
-"""What the manifest of an engine leads back to: its job, its stack, and where stages run as when it was built."""
+"""What the manifest of an engine leads back to: job, recipe, stack, and where stages run as when it was built."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from builder.journal import Journal
 from builder.manifest import Manifest
 from builder.plan import Job
 from builder.project import Home, Project
+from builder.recipe import Recipe
+from builder.recipe_file import load_recipe
 from builder.runner import Settings
 from builder.stacks import Stack
 from builder.stage_runner import StageRunner
@@ -29,6 +31,31 @@ def job_of(manifest: Manifest) -> Job:
         sms=tuple(manifest.target.sms),
         compatibility=str(manifest.build.options.get("hardware_compatibility", "none")),
     )
+
+
+def recipe_of(manifest: Manifest, project: Project) -> Recipe:
+    """Return the recipe that an engine was built from, as the project has it now.
+
+    Raises:
+        EnginefarmError: as `load_recipe`; INPUTS_CHANGED where it no longer has the engine's precision or shape
+            profiles.
+
+    """
+    recipe = load_recipe(project.recipes / manifest.recipe.name / "recipe.yaml")
+    if manifest.precision.requested not in [precision.value for precision in recipe.precisions]:
+        what = f"recipe {recipe.name} no longer has {manifest.precision.requested}, the precision of {manifest.job}"
+        raise EnginefarmError(Reason.INPUTS_CHANGED, what)
+    now = [
+        {
+            "name": profile.name,
+            "inputs": {n: {p: getattr(s, p) for p in ("min", "opt", "max")} for n, s in profile.inputs.items()},
+        }
+        for profile in recipe.profiles
+    ]
+    if manifest.engine.profiles != now:
+        what = f"{manifest.job} was built for other shape profiles than recipe {recipe.name} now has"
+        raise EnginefarmError(Reason.INPUTS_CHANGED, what)
+    return recipe
 
 
 def stack_of(manifest: Manifest, stacks: Mapping[str, Stack]) -> Stack:

@@ -10,6 +10,7 @@ from builder.plan import Job
 from builder.targets import sm_number
 
 _AMPERE = (8, 0)
+_ELSEWHERE = "run this where the engine shall be used"
 
 
 def fits(job: Job, gpu: Gpu) -> bool:
@@ -22,8 +23,8 @@ def alike(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     return tuple(gpu for gpu in gpus if _kind(gpu) == _kind(gpus[0]))
 
 
-def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str = "timed") -> tuple[Gpu, ...]:
-    """Keep the GPUs on which an engine runs; `doing` says what it is to run for.
+def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str) -> tuple[Gpu, ...]:
+    """Keep the GPUs on which the engine of a job runs; `doing` says what is done to it, such as "timed".
 
     Raises:
         EnginefarmError: GPU_NEEDED where there is none at all, SM_MISMATCH where none fits.
@@ -31,26 +32,27 @@ def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str = "timed") -> tuple[Gp
     """
     if not gpus:
         what = f"{job.id} can be {doing} only on a machine with an NVIDIA GPU, and this one has none"
-        raise EnginefarmError(Reason.GPU_NEEDED, what, fix="run this where the engine shall be used")
+        raise EnginefarmError(Reason.GPU_NEEDED, what, fix=_ELSEWHERE)
     fitting = tuple(gpu for gpu in gpus if fits(job, gpu))
     if not fitting:
-        what = f"{job.id} is for SM {', '.join(job.sms)}; here: {_named(gpus)}"
-        raise EnginefarmError(Reason.SM_MISMATCH, what)
+        raise _none_fits(job, gpus, doing, _ELSEWHERE)
     return fitting
 
 
 def wrong_gpu(job: Job, gpus: Sequence[Gpu]) -> EnginefarmError:
-    """Say that no GPU here has the SM that a job is for."""
-    what = f"{job.id} has to be tuned on a GPU of SM {', '.join(job.sms)}; here: {_named(gpus)}"
+    """Say that no GPU here has the SM that a job is for, and what could be built here instead."""
     able = sorted({gpu.sm for gpu in gpus}, key=sm_number)
     fix = f"ask for a target of SM {', '.join(able)}, or build on another machine"
     if any(sm_number(sm) >= _AMPERE for sm in able) and min(map(sm_number, job.sms)) >= _AMPERE:
         fix += "; --compat ampere_plus makes slower engines that run on every GPU from SM 8.0"
+    return _none_fits(job, gpus, "built", fix)
+
+
+def _none_fits(job: Job, gpus: Sequence[Gpu], doing: str, fix: str) -> EnginefarmError:
+    here = ", ".join(dict.fromkeys(f"{gpu.name} (SM {gpu.sm})" for gpu in gpus))
+    sms = "8.0 or later" if job.compatibility == "ampere_plus" else ", ".join(job.sms)
+    what = f"{job.id} can be {doing} only on a GPU of SM {sms}; here: {here}"
     return EnginefarmError(Reason.SM_MISMATCH, what, fix=fix)
-
-
-def _named(gpus: Sequence[Gpu]) -> str:
-    return ", ".join(dict.fromkeys(f"{gpu.name} (SM {gpu.sm})" for gpu in gpus))
 
 
 def _kind(gpu: Gpu) -> tuple[str, str, str, bool, int]:

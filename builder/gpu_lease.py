@@ -20,7 +20,8 @@ from builder.gpu import Gpu, free_memory_bytes, processes
 VARIABLE = "ENGINEFARM_GPU_LOCKS"
 # A lease is a lock in each of these that can be had: not every user may write to the first, and all can to the second.
 _FOLDERS = (Path("/run/lock/enginefarm"), Path("/tmp/enginefarm-locks"))  # noqa: S108  # the same name for all users
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW
+# a pipe that somebody has put there must not keep who opens it waiting
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _LOOK_S = 0.25
 _PATIENCE_S = 5.0
 _SHOWN = 4
@@ -82,12 +83,19 @@ def require_memory(gpu: Gpu, needed_bytes: int, cancel: threading.Event, patienc
 
 
 def _short(gpu: Gpu, needed_bytes: int, free: int) -> EnginefarmError:
-    holders = processes(gpu.uuid)
+    try:
+        holders = processes(gpu.uuid)
+    except EnginefarmError:
+        # who has the memory is good to know; that there is too little of it is the error
+        holders = ()
     named = ", ".join(one.text for one in holders[:_SHOWN])
     more = f" and {len(holders) - _SHOWN} more" if len(holders) > _SHOWN else ""
+    room = f"{free >> 20} of {gpu.memory_bytes >> 20} MiB free"
+    # rounded up: what is missing may be less than a MiB
+    needed = -(-needed_bytes >> 20)
     return EnginefarmError(
         Reason.GPU_MEMORY_SHORT,
-        f"{gpu.label} has {free >> 20} of {gpu.memory_bytes >> 20} MiB free, the job needs {needed_bytes >> 20} MiB",
+        f"{gpu.label} has {room}, the job needs {needed} MiB",
         why=f"memory is held by {named}{more}" if holders else None,
     )
 

@@ -123,9 +123,10 @@ def _foreign(pid: int) -> bool:
     """
     if pid < 1:
         return False
-    while pid > 1:
-        if pid == os.getpid():
-            return False
+    # in a container the farm itself may be the first program
+    while pid != os.getpid():
+        if pid <= 1:
+            return True
         try:
             command = (_PROC / str(pid) / "cmdline").read_bytes()
             # the name in front, in brackets, may hold anything
@@ -136,4 +137,4 @@ def _foreign(pid: int) -> bool:
         if not command or _WORKER in command:
             return False
         pid = parent
-    return True
+    return False

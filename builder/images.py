@@ -119,7 +119,8 @@ class ImageBuilder:
             found = self.find(stack)
             if found is not None:
                 return found
-            find_docker()
+            # first of all: what is missing must not show only after minutes of fetching
+            self._check_buildx(stack)
             self._check_disk(stack)
             with Workspace(self.home, keep=False) as workspace:
                 parts = self.gather(stack)
@@ -188,6 +189,18 @@ class ImageBuilder:
     def _pip(self) -> Requirement:
         lock = (self.project.images / PIP_LOCK).read_text(encoding="utf-8").split()
         return Requirement(pin=lock[0], marker=None, hashes=(lock[1].removeprefix("--hash=sha256:"),))
+
+    def _check_buildx(self, stack: Stack) -> None:
+        log = self._log(stack, "buildx")
+        log.unlink(missing_ok=True)
+        argv = [find_docker(), "buildx", "version"]
+        outcome = process.run(
+            argv, cwd=log.parent, env=os.environ, log=log, timeout_s=_CHECK_TIMEOUT_S, cancel=self.cancel
+        )
+        if outcome.cancelled:
+            raise EnginefarmError(Reason.INTERRUPTED, "building an image was stopped")
+        if outcome.exit_code != 0:
+            raise _no_buildx(process.tail(log))
 
     def _check_disk(self, stack: Stack) -> None:
         needed = _DISK_FACTOR * stack.spec.installed_mib * MIB
@@ -317,12 +330,16 @@ def _build_failure(stack: Stack, log: Path) -> EnginefarmError:
         what = f"this machine cannot run {stack.spec.platform}, for which image {stack.name} is"
         fix = "build it on such a machine, or install qemu-user-static, which emulates one"
         return EnginefarmError(Reason.TOOL_MISSING, what, why=tail, fix=fix)
-    if "is not a docker command" in tail or "unknown flag" in tail:
-        fix = "install the plugin docker-buildx, 0.13 or newer"
-        return EnginefarmError(Reason.TOOL_MISSING, "docker buildx is missing or too old", why=tail, fix=fix)
+    if "unknown flag" in tail:
+        return _no_buildx(tail)
     return EnginefarmError(
         Reason.IMAGE_BUILD_FAILED, f"image {stack.name} could not be built", where=str(log), why=tail
     )
+
+
+def _no_buildx(said: str) -> EnginefarmError:
+    fix = "install the plugin docker-buildx, 0.13 or newer"
+    return EnginefarmError(Reason.TOOL_MISSING, "docker buildx is missing or too old", why=said, fix=fix)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -194,8 +194,10 @@ def save(
     return added
 
 
-def update_manifest(store: Store, entry: Entry, **parts: object) -> Manifest:
+def update_manifest(store: Store, entry: Entry, *, proved: Key | None = None, **parts: object) -> Manifest:
     """Replace parts of an engine's newest manifest: another command may have written one meanwhile. All else stays.
+
+    `proved`: the key of the proof that is among the parts, by which a build finds it.
 
     Raises:
         EnginefarmError: MANIFEST_INVALID, STORE_CORRUPT, STORE_READ_ONLY, DISK_FULL.
@@ -207,7 +209,11 @@ def update_manifest(store: Store, entry: Entry, **parts: object) -> Manifest:
     updated = read_manifest(store, current).model_copy(update=parts)
     files: dict[str, Path | bytes] = {title: blob.path for title, blob in store.files(current).items()}
     files[MANIFEST] = updated.to_json().encode()
-    added = store.add(kind="engine", key=current.key, name=current.name, files=files, annotations=current.annotations)
+    annotations = dict(current.annotations)
+    if proved is not None:
+        files[PROOF] = canonical(proved.document)
+        annotations[PROOF_ANNOTATION] = proved.sha256
+    added = store.add(kind="engine", key=current.key, name=current.name, files=files, annotations=annotations)
     if added.digest != current.digest:
         store.remove(current)
     return updated

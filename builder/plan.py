@@ -82,10 +82,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Jobs in a stable order (recipe, precision, stack, target) and what had to be refused."""
+    """Jobs in a stable order (recipe, precision, stack, target) and what had to be refused.
+
+    `left_out`: what nobody asked for by name, of precisions that a recipe has for other targets only.
+    """
 
     jobs: tuple[Job, ...]
     refusals: tuple[Refusal, ...]
+    left_out: tuple[Refusal, ...] = ()
 
     def to_json(self) -> str:
         """Serialise: canonical, so equal plans are equal text."""
@@ -93,6 +97,7 @@ class Plan:
             "plan_version": PLAN_VERSION,
             "jobs": [job.as_json() for job in self.jobs],
             "refusals": [refusal.as_json() for refusal in self.refusals],
+            "left_out": [refusal.as_json() for refusal in self.left_out],
         }
         return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -111,22 +116,25 @@ class Catalogue:
 def make_plan(catalogue: Catalogue, precisions: Iterable[str] = (), compatibility: str | None = None) -> Plan:
     """Cross recipes, precisions, stacks and targets; keep what can be built, refuse the rest with a reason.
 
-    `compatibility` stands above the recipes' own build.hardware_compatibility.
+    Without `precisions` a target's jobs are those of the precisions that the recipes have for it; the others are left
+    out and not refused. `compatibility` stands above the recipes' own build.hardware_compatibility.
     """
     wanted = frozenset(precisions)
     jobs: list[Job] = []
     refusals: list[Refusal] = []
+    left_out: list[Refusal] = []
     for name in sorted(catalogue.recipes):
         recipe = _with_compatibility(catalogue.recipes[name], compatibility)
         for precision in (p for p in Precision if p in recipe.precisions and (not wanted or p.value in wanted)):
             for stack in catalogue.stacks:
                 for target in catalogue.targets:
+                    against = refusals if wanted or _offers(recipe, precision, target) else left_out
                     for item in _combine(catalogue, recipe, precision.value, stack, target):
                         if isinstance(item, Job):
                             jobs.append(item)
                         else:
-                            refusals.append(item)
-    return Plan(jobs=tuple(jobs), refusals=tuple(refusals))
+                            against.append(item)
+    return Plan(jobs=tuple(jobs), refusals=tuple(refusals), left_out=tuple(left_out))
 
 
 def require_jobs(plan: Plan) -> Plan:
@@ -138,10 +146,11 @@ def require_jobs(plan: Plan) -> Plan:
     """
     if plan.jobs:
         return plan
-    if not plan.refusals:
+    refusals = plan.refusals or plan.left_out
+    if not refusals:
         raise EnginefarmError(Reason.NOTHING_TO_DO, "no recipe has the precision asked for")
-    first = plan.refusals[0]
-    others = {refusal.what: None for refusal in plan.refusals if refusal.what != first.what}
+    first = refusals[0]
+    others = {refusal.what: None for refusal in refusals if refusal.what != first.what}
     raise EnginefarmError(first.reason, first.what, why="\n".join(others) or None, fix=first.fix)
 
 
@@ -224,6 +233,11 @@ def _combine(
             sms=sms,
             compatibility=recipe.build.hardware_compatibility,
         )
+
+
+def _offers(recipe: Recipe, precision: Precision, target: Target) -> bool:
+    limited = recipe.precisions[precision].targets
+    return limited is None or target.name in limited
 
 
 def _against_recipe(recipe: Recipe, precision: str, stack: Stack, target: Target) -> _Problem | None:

@@ -19,7 +19,7 @@ from builder.events import Listener, Note
 from builder.executors import AUTO, Executor
 from builder.fetch import Fetcher
 from builder.gpu import Gpu, visible_gpus
-from builder.gpu_choice import alike, fits, wrong_gpu
+from builder.gpu_choice import alike, choose_gpus, fits
 from builder.gpu_lease import lease
 from builder.job_stages import Tuned, engine_params
 from builder.jobs import CALIBRATION_CACHE, ENGINE, KEY, JobRunner, make_keys, read_manifest, update_manifest
@@ -173,16 +173,10 @@ def _source(
 
 
 def _tuned(store: Store, entry: Entry, manifest: Manifest, job: Job, ask: Ask) -> Tuned:
-    gpus = visible_gpus(os.environ)
-    if not gpus:
-        what = f"{entry.name} was tuned on a GPU, and this machine has none"
-        raise EnginefarmError(Reason.GPU_NEEDED, what, fix="run this where the engine was built")
     on = manifest.build.tuned_on
     # the same model where there is one: another would be named among what has changed
-    fitting = [gpu for gpu in gpus if fits(job, gpu)]
-    fitting.sort(key=lambda gpu: on is not None and gpu.name != on.name)
-    if not fitting:
-        raise wrong_gpu(job, gpus)
+    gpus = choose_gpus(job, visible_gpus(os.environ), "built again")
+    fitting = sorted(gpus, key=lambda gpu: on is not None and gpu.name != on.name)
     files = {} if ask.cold else store.files(entry)
     sealed, calibration = (files[title].path if title in files else None for title in (TIMING_CACHE, CALIBRATION_CACHE))
     # device and driver are those of the engine: it may be another board all the same

@@ -45,9 +45,10 @@ _NO_IMAGE = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to execute. `jobs` null: one per processor. `executor` auto: docker where one answers, else local.
+    """How to execute. `jobs` null: one per processor.
 
-    `memory_bytes`: limit of a stage in a container; null is what is free. `lock`: a stack's other lock to take.
+    `executor` auto: none where the store has all that was built without containers; else docker where one answers, else
+    local. `memory_bytes`: limit of a stage in a container; null is what is free. `lock`: a stack's other lock to take.
     `sealed`: the timing cache that builds on a GPU must do with; `sealed_here`: it comes out of this store.
     """
 
@@ -121,8 +122,7 @@ class Execution:
         self.store = Store(self.home.store)
         self.stacks = take_lock(load_stacks(self.project.images), self.settings.lock)
         self.journal = Journal(self.home.journal)
-        asked = self.settings.executor
-        self._take("docker" if asked == AUTO and docker_answers() else "local" if asked == AUTO else asked)
+        self._take("local" if self.settings.executor == AUTO else self.settings.executor)
 
     def run(self) -> tuple[JobOutcome, ...]:
         """Reuse, then make the rest."""
@@ -130,11 +130,7 @@ class Execution:
         self.listen(RunStarted(jobs=tuple(job.id for job in self.plan.jobs), parallel=self.settings.parallel))
         for refused in self.outcomes.values():
             self.listen(JobFinished(outcome=refused))
-        self._identify()
-        able = [job for job in self.plan.jobs if job.id not in self.outcomes]
-        with ThreadPoolExecutor(max_workers=host.processors()) as pool:
-            reused = list(pool.map(self._reuse, able))
-        for outcome in reused:
+        for outcome in self._look_up([job for job in self.plan.jobs if job.id not in self.outcomes]):
             if outcome is not None:
                 self._finish(outcome)
         missing = [job for job in self.plan.jobs if job.id not in self.outcomes]
@@ -180,20 +176,41 @@ class Execution:
             raise refused[0].error or AssertionError
         self.outcomes.update((outcome.job, outcome) for outcome in refused)
 
-    def _identify(self) -> None:
-        """Prepare the stacks whose software is unknown before it is there, such as images: keys depend on it."""
-        stacks = [self.stacks[name] for name in dict.fromkeys(job.stack for job in self.plan.jobs)]
-        if any(self.models.exports(self.recipes[job.recipe]) for job in self.plan.jobs):
-            stacks.insert(0, self.models.export_stack())
+    def _look_up(self, jobs: list[Job]) -> list[JobOutcome | None]:
+        """Choose the executor and find what the store has already, in the order of the jobs."""
+        if self.settings.executor != AUTO:
+            self._identify(jobs)
+            return self._reuse_all(jobs)
+        # what was made without containers is as good: where all of it is here, neither Docker nor images are needed
+        found = self._reuse_all(jobs)
+        done = all(outcome is not None and outcome.status is Status.REUSED for outcome in found)
+        return found if done or not docker_answers() or not self._contain(jobs) else self._reuse_all(jobs)
+
+    def _contain(self, jobs: list[Job]) -> bool:
+        """Take docker; where the images cannot be had, stay without containers and say so."""
+        self._take("docker")
         try:
-            for stack in stacks:
-                if not self.executor.identified(stack):
-                    self.executor.prepare(stack, self.home.logs / f"install-{stack.name}.log")
+            self._identify(jobs)
         except EnginefarmError as error:
-            if self.settings.executor != AUTO or error.reason not in _NO_IMAGE:
+            if error.reason not in _NO_IMAGE:
                 raise
             self.listen(Note(subject="images", text=f"{error.what}; stages run without containers"))
             self._take("local")
+            return False
+        return True
+
+    def _identify(self, jobs: list[Job]) -> None:
+        """Prepare the stacks whose software is unknown before it is there, such as images: keys depend on it."""
+        stacks = [self.stacks[name] for name in dict.fromkeys(job.stack for job in jobs)]
+        if any(self.models.exports(self.recipes[job.recipe]) for job in jobs):
+            stacks.insert(0, self.models.export_stack())
+        for stack in stacks:
+            if not self.executor.identified(stack):
+                self.executor.prepare(stack, self.home.logs / f"install-{stack.name}.log")
+
+    def _reuse_all(self, jobs: list[Job]) -> list[JobOutcome | None]:
+        with ThreadPoolExecutor(max_workers=host.processors()) as pool:
+            return list(pool.map(self._reuse, jobs))
 
     def _reuse(self, job: Job) -> JobOutcome | None:
         started = time.monotonic()

@@ -142,9 +142,9 @@ def find_cache(store: Store, text: str) -> Blob:
         EnginefarmError: NAME_UNKNOWN, also where the digits mean several; STORE_CORRUPT.
 
     """
-    path = Path(text)
-    if path.is_file():
-        return Blob(digest=f"sha256:{durable.sha256_file(path)}", size=path.stat().st_size, path=path)
+    given = _file(text)
+    if given is not None:
+        return given
     match = _DIGEST.fullmatch(text)
     found = {one.sha256: one for one in list_caches(store) if match and one.sha256.startswith(match["hex"])}
     if len(found) != 1:
@@ -177,6 +177,7 @@ def export_cache(store: Store, text: str, target: Path) -> Blob:
     """
     blob = find_cache(store, text)
     with durable.writing(str(target), blob.size):
+        _make_folder(target.parent)
         with tempfile.NamedTemporaryFile(prefix=f".{target.name}-", dir=target.parent, delete=False) as file:
             temp = Path(file.name)
         try:
@@ -248,12 +249,37 @@ def _place_name(document: Mapping[str, Any], sha256: str) -> str:
     return f"{_name(document, sha256)}-{class_key(document)[:12]}"
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        what = f"{folder} is no folder, and nothing can be written into it"
+        raise EnginefarmError(Reason.STORE_READ_ONLY, what, why=str(error)) from error
+
+
+def _file(text: str) -> Blob | None:
+    """Take a file by its name; null where the text names none."""
+    path = Path(text)
+    try:
+        if not path.is_file():
+            return None
+        return Blob(digest=f"sha256:{durable.sha256_file(path)}", size=path.stat().st_size, path=path)
+    except OSError as error:
+        # too long for a name, or a file that this user may not read
+        raise EnginefarmError(Reason.NAME_UNKNOWN, f"{text!r} cannot be read", why=str(error)) from error
+
+
 def _listed(store: Store, kind: str) -> Iterator[CacheFile]:
     for entry in store.entries(kind):
         blob = _cache_of(store, entry)
-        if blob is not None:
+        if blob is None:
+            continue
+        try:
             document = json.loads(store.read(entry, CLASS)) if kind == KIND else None
-            yield CacheFile(entry=entry, blob=blob, document=document)
+        except (EnginefarmError, KeyError):
+            # damaged: no build takes it, and the others are none the worse
+            continue
+        yield CacheFile(entry=entry, blob=blob, document=document)
 
 
 def _limit(store: Store, kept: list[tuple[Entry, Blob]], newest: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from builder.built import executor_of, job_of, open_stages, stack_of
+from builder.built import executor_of, job_of, open_stages, recipe_of, stack_of
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note
 from builder.fetch import Fetcher
@@ -16,21 +18,21 @@ from builder.gpu import visible_gpus
 from builder.gpu_choice import choose_gpus
 from builder.gpu_lease import lease
 from builder.job_stages import CALIBRATION, building_params, lower_params, lowered_inputs, verify_params
-from builder.jobs import CALIBRATION_CACHE, ENGINE, read_manifest, update_manifest
-from builder.key import Runtime
+from builder.jobs import CALIBRATION_CACHE, ENGINE, KEY, read_manifest, update_manifest
+from builder.key import Key, Runtime, proof_key
 from builder.manifest import Manifest
-from builder.models import Models, OnnxModel
+from builder.models import EXTERNAL, MODEL, Models, OnnxModel
 from builder.plan import Job
 from builder.project import Home, Project
 from builder.query import find_engine
 from builder.recipe import Recipe
-from builder.recipe_file import load_recipe
 from builder.record import proof_part
 from builder.runner import Settings
 from builder.stacks import Stack, load_stacks
 from builder.stage import StageResult
 from builder.stage_runner import StageRunner, Subject
 from builder.store import Store
+from builder.worker_source import PROOF_STAGES, worker_sha256
 from builder.workspace import Workspace
 
 
@@ -63,7 +65,8 @@ def verify_engine(
 
     Raises:
         EnginefarmError: NAME_UNKNOWN, STORE_CORRUPT, GPU_NEEDED, SM_MISMATCH, INPUTS_CHANGED where the project no
-            longer has the model or the lock that the engine was built from, or what the stage says.
+            longer has the model, the shape profiles, the precision or the lock that the engine was built from, or what
+            the stage says.
 
     """
     store = Store(home.store)
@@ -75,13 +78,14 @@ def verify_engine(
     with Workspace(home, keep=settings.keep_work) as workspace:
         setting = _prepare(job, manifest, store, workspace, project, home, settings, listen, cancel)
         lower = _lower_again(setting, manifest)
-        with lease(fitting, cancel, lambda text: listen(Note(subject=job.id, text=text)), os.environ) as gpu:
+        with lease(fitting, cancel, lambda text: listen(Note(subject=job.id, text=text)), os.environ, job.id) as gpu:
             files = store.files(entry)
             inputs = {"engine": files[ENGINE].path}
             inputs |= {CALIBRATION: files[CALIBRATION_CACHE].path} if CALIBRATION_CACHE in files else {}
             result = _verify(setting, manifest, inputs, lower, gpu.uuid)
-    proof = proof_part(setting.job, setting.recipe, manifest.proof.key, result)
-    return Verification(job=job.id, gpu=gpu.label, manifest=update_manifest(store, entry, proof=proof))
+    proved = _proof_key(setting, json.loads(store.read(entry, KEY)), entry.key)
+    proof = proof_part(setting.job, setting.recipe, proved.sha256, result)
+    return Verification(job=job.id, gpu=gpu.label, manifest=update_manifest(store, entry, proved=proved, proof=proof))
 
 
 def _prepare(  # noqa: PLR0913, PLR0917  # the parts of a run
@@ -95,7 +99,7 @@ def _prepare(  # noqa: PLR0913, PLR0917  # the parts of a run
     listen: Listener,
     cancel: threading.Event,
 ) -> _Setting:
-    recipe = load_recipe(project.recipes / job.recipe / "recipe.yaml")
+    recipe = recipe_of(manifest, project)
     stacks = load_stacks(project.images)
     stack = stack_of(manifest, stacks)
     stacks = {**stacks, stack.name: stack}
@@ -103,8 +107,9 @@ def _prepare(  # noqa: PLR0913, PLR0917  # the parts of a run
     executor = stages.executor
     executor.prepare(stack, home.logs / f"install-{stack.name}.log")
     models = Models(project=project, home=home, store=store, executor=executor, stacks=stacks)
-    if models.exports(recipe) and models.identity(recipe) is None:
-        export = models.export_stack()
+    export = models.export_stack() if models.exports(recipe) else None
+    # the key of an exported model says what exported it, which an image tells only once it is there
+    if export is not None and (not executor.identified(export) or models.identity(recipe) is None):
         executor.prepare(export, home.logs / f"install-{export.name}.log")
     model = models.obtain(recipe, Fetcher(home, cancel), stages)
     runtime = executor.runtime(stack)
@@ -112,7 +117,8 @@ def _prepare(  # noqa: PLR0913, PLR0917  # the parts of a run
 
 
 def _lower_again(setting: _Setting, manifest: Manifest) -> StageResult:
-    if setting.model.identity["model.onnx"] != manifest.onnx.sha256:
+    identity = setting.model.identity
+    if (identity[MODEL], identity.get(EXTERNAL)) != (manifest.onnx.sha256, manifest.onnx.external_sha256):
         what = f"{setting.job.id} was built from another ONNX model than the project now has"
         raise EnginefarmError(Reason.INPUTS_CHANGED, what)
     subject = _subject(setting)
@@ -128,6 +134,12 @@ def _verify(
     samples = setting.models.sample_files(setting.recipe)
     inputs = {**setting.model.inputs("model", "external", "reference"), **lowered_inputs(lower), **samples}
     return setting.stages.run(_subject(setting), "verify", {**inputs, **engine}, params, gpu)
+
+
+def _proof_key(setting: _Setting, document: dict[str, Any], sha256: str) -> Key:
+    # as a build would make it now: what is proven here need not be proven again there
+    worker = worker_sha256(PROOF_STAGES, setting.stack.build.family)
+    return proof_key(setting.job, setting.recipe, Key(document=document, sha256=sha256), worker, verified=True)
 
 
 def _subject(setting: _Setting) -> Subject:

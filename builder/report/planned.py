@@ -19,13 +19,18 @@ _COLUMNS = (
 
 
 def plan_lines(plan: Plan, width: int, paint: Paint) -> list[str]:
-    """List the jobs in the plan's order, then the refusals, then how many there are of each."""
+    """List the jobs in the plan's order, then the refusals, then how many there are of each.
+
+    What was left out is one line, so that nobody looks for it in vain.
+    """
     lines: list[str] = []
     if plan.jobs:
         rows = [(job.id, job.target, ", ".join(job.sms), job.precision, Cell(job.stack, "dim")) for job in plan.jobs]
         lines += [*table(_COLUMNS, rows, width, paint), ""]
     if plan.refusals:
         lines += [*refusal_lines(plan.refusals, width, paint), ""]
+    if plan.left_out:
+        lines += [paint(_left_out(plan.left_out), "dim"), ""]
     return [*lines, f"{counted(len(plan.jobs), 'job')}, {len(plan.refusals)} refused"]
 
 
@@ -38,6 +43,12 @@ def refusal_lines(refusals: Iterable[Refusal], width: int, paint: Paint) -> list
         times = f" ({count} combinations)" if count > 1 else ""
         lines += [f"{head} {what}{times}", *labelled("fix", fix, width, paint)]
     return lines
+
+
+def _left_out(items: Iterable[Refusal]) -> str:
+    counts = Counter(item.precision for item in items)
+    listed = ", ".join(f"{precision} ({count})" for precision, count in counts.items())
+    return f"left out: {listed}, which recipes have for other targets only"
 
 
 def counted(count: int, noun: str) -> str:

@@ -82,12 +82,20 @@ class Cuda:
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def pinned(self, shape: Sequence[int], dtype: Any) -> np.ndarray:
-        """Make an array in page-locked memory, which the GPU copies from and to without a detour."""
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        """Make an array in page-locked memory, which the GPU copies from and to without a detour; `unpin` ends it."""
+        count = int(np.prod(shape, dtype=np.int64))
+        size = count * np.dtype(dtype).itemsize
+        if not size:
+            return np.empty(tuple(shape), dtype)
         address = ctypes.c_void_p()
-        self._call("cuMemAllocHost_v2", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
-        buffer = (ctypes.c_char * max(size, 1)).from_address(address.value or 0)
-        return np.frombuffer(buffer, dtype, count=int(np.prod(shape, dtype=np.int64))).reshape(tuple(shape))
+        self._call("cuMemAllocHost_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        buffer = (ctypes.c_char * size).from_address(address.value or 0)
+        return np.frombuffer(buffer, dtype, count=count).reshape(tuple(shape))
+
+    def unpin(self, array: np.ndarray) -> None:
+        """Give the memory of an array of `pinned` back; nothing may read or write it from then on."""
+        if array.nbytes:
+            self._call("cuMemFreeHost", ctypes.c_void_p(array.ctypes.data))
 
     def upload(self, address: int, array: np.ndarray, stream: int = 0) -> None:
         """Copy an array to the GPU; with a stream the copy only begins, and the array has to be page-locked."""

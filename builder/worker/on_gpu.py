@@ -71,6 +71,10 @@ class OnGpu:
                 self._request, self._job.inputs["lowered"], DEBUG_ENGINE, tensors
             )
             engine = self._adapter.load(self._request, self._cuda, DEBUG_ENGINE)
-            return engine.run(self._index[case.profile], feeds)
+            try:
+                return engine.run(self._index[case.profile], feeds)
+            finally:
+                # the next one is larger, and the engine itself stays
+                engine.close()
 
         return run

@@ -44,7 +44,7 @@ def run(job: Job) -> Outcome:
     rebuilt = []
     for name in sorted((name for name in job.inputs if name.startswith(REBUILT)), key=_number):
         # two engines at once might not fit into the GPU's memory
-        del engine
+        engine.close()
         gc.collect()
         engine = found.load(request, cuda, job.inputs[name])
         rebuilt.append(_difference(reference, _run(engine, index, feeds), job.params["tolerance"]))

@@ -251,6 +251,26 @@ def test_links_are_not_followed(environ: dict[str, str], tmp_path: Path) -> None
     assert (tmp_path / "victim").read_text(encoding="utf-8") == "kept"
 
 
+def test_a_pipe_keeps_nobody_waiting(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(environ["ENGINEFARM_GPU_LOCKS"])
+    folder.mkdir()
+    os.mkfifo(folder / f"{FIRST}.lock")
+    real = os.open
+
+    def opened(path: str, flags: int, mode: int = 0o777, **more: int) -> int:
+        # as the kernel answers who may only read it
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, mode, **more)
+
+    monkeypatch.setattr(os, "open", opened)
+    found: list[EnginefarmError] = []
+    asking = threading.Thread(target=lambda: found.append(refusal(lambda: free([ONE], environ))), daemon=True)
+    asking.start()
+    asking.join(5)
+    assert [error.reason for error in found] == [Reason.GPU_BUSY]
+
+
 @pytest.mark.parametrize("place", ["file", "folder"])
 def test_what_is_no_lock_file(environ: dict[str, str], place: str) -> None:
     folder = Path(environ["ENGINEFARM_GPU_LOCKS"])
@@ -319,6 +339,22 @@ def test_too_little_memory_names_who_has_it(filled: FakeDevice) -> None:
     assert error.why == f"memory is held by {named} and 2 more"
     filled.programs = {}
     assert refusal(lambda: require_memory(ONE, 11 * GIB, threading.Event(), patience_s=0.0)).why is None
+
+
+def test_what_a_job_needs_is_never_said_to_be_less(filled: FakeDevice) -> None:
+    error = refusal(lambda: require_memory(ONE, 10 * GIB + 1, threading.Event(), patience_s=0.0))
+    assert error.what == "GPU 0 (NVIDIA H200) has 10240 of 143360 MiB free, the job needs 10241 MiB"
+
+
+def test_too_little_memory_is_said_where_nobody_can_be_named(
+    filled: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(uuid: str) -> None:
+        raise EnginefarmError(Reason.GPU_UNREADABLE, "no answer")
+
+    monkeypatch.setattr(gpu_lease, "processes", silent)
+    error = refusal(lambda: require_memory(ONE, 11 * GIB, threading.Event(), patience_s=0.0))
+    assert (error.reason, error.why) == (Reason.GPU_MEMORY_SHORT, None)
 
 
 def test_memory_of_a_killed_program_comes_back(filled: FakeDevice, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,20 @@ def test_strangers_are_told_from_workers(install: Install, proc: Path) -> None:
     assert [(one.pid, one.used_bytes) for one in seen.neighbours] == [(10, 6 * GIB), (50, None)]
 
 
+def test_a_farm_that_is_the_first_program_of_a_container_knows_its_own(
+    install: Install, proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    program(proc, 1, 0, "python3 enginefarm build")
+    program(proc, 10, 1, "python3 what a worker left behind")
+    # somebody has entered the container
+    program(proc, 20, 0, "python3 train.py")
+    install(FakeNvml(FakeDevice(uuid=FIRST, programs={1: GIB, 10: GIB, 20: GIB})))
+    with Watch(FIRST) as watch:
+        pass
+    assert [one.pid for one in watch.seen.neighbours] == [20]
+
+
 def test_a_stranger_that_has_left_is_still_told_of(install: Install, proc: Path) -> None:
     program(proc, 10, 1, "/usr/bin/python3 train.py")
     device = FakeDevice(uuid=FIRST, programs={10: GIB})

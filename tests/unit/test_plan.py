@@ -39,6 +39,7 @@ def plan(
     recipes: Mapping[str, Recipe] | None = None,
     stacks: tuple[Stack, ...] = (),
     compatibility: str | None = None,
+    asked: tuple[str, ...] = (),
 ) -> Plan:
     chosen = stacks or (stack(**RTX),)
     return make_plan(
@@ -49,7 +50,8 @@ def plan(
             all_stacks=(*chosen, stack(**CLASSIC, sms=["9.0", "10.0"])),
             precision_floors=load_precision_floors(),
         ),
-        compatibility=compatibility,
+        asked,
+        compatibility,
     )
 
 
@@ -107,9 +109,47 @@ def test_precisions_that_the_hardware_lacks_are_refused(precision: str) -> None:
 
 
 def test_a_precision_may_be_limited_to_targets() -> None:
-    made = plan("turing", "ampere", recipes={"model": recipe(precisions=precisions("fp32", targets=["ampere"]))})
-    assert [job.target for job in made.jobs] == ["ampere"]
-    assert [refusal.reason for refusal in made.refusals] == [Reason.NOT_ALLOWED_BY_RECIPE]
+    limited = {"model": recipe(precisions=precisions("fp16") | precisions("fp32", targets=["ampere"]))}
+    made = plan("turing", "ampere", recipes=limited)
+    assert [(job.target, job.precision) for job in made.jobs] == [
+        ("ampere", "fp32"),
+        ("turing", "fp16"),
+        ("ampere", "fp16"),
+    ]
+    # nobody asked for it, so nobody is refused it
+    assert made.refusals == ()
+    assert [(one.target, one.precision, one.reason) for one in made.left_out] == [
+        ("turing", "fp32", Reason.NOT_ALLOWED_BY_RECIPE)
+    ]
+    document = json.loads(made.to_json())
+    assert document["refusals"] == []
+    assert [(one["code"], one["target"], one["fix"]) for one in document["left_out"]] == [
+        ("EF-205", "turing", "the recipe's targets for fp32: ampere")
+    ]
+
+
+def test_a_precision_asked_for_by_name_is_refused_where_the_recipe_limits_it_to_other_targets() -> None:
+    limited = {"model": recipe(precisions=precisions("fp16") | precisions("fp32", targets=["ampere"]))}
+    made = plan("turing", "ampere", recipes=limited, asked=("fp32",))
+    assert [(job.target, job.precision) for job in made.jobs] == [("ampere", "fp32")]
+    assert [(one.target, one.reason, one.what) for one in made.refusals] == [
+        ("turing", Reason.NOT_ALLOWED_BY_RECIPE, "recipe model does not list target turing for fp32")
+    ]
+    assert made.left_out == ()
+
+
+def test_a_target_for_which_everything_was_left_out_is_an_error_with_the_reason() -> None:
+    with pytest.raises(EnginefarmError) as caught:
+        require_jobs(plan("turing", recipes={"model": recipe(precisions=precisions("fp32", targets=["ampere"]))}))
+    assert caught.value.reason is Reason.NOT_ALLOWED_BY_RECIPE
+    assert caught.value.fix == "the recipe's targets for fp32: ampere"
+
+
+def test_what_is_refused_is_the_error_rather_than_what_was_left_out() -> None:
+    limited = precisions("fp16") | precisions("fp32", targets=["ampere"])
+    with pytest.raises(EnginefarmError) as caught:
+        require_jobs(plan("hopper", recipes={"model": recipe(precisions=limited)}))
+    assert (caught.value.reason, caught.value.why) == (Reason.SM_MISMATCH, None)
 
 
 @pytest.mark.parametrize(("changes", "named"), [({"stacks": ["other"]}, "stack rtx"), ({"targets": ["ada"]}, "ampere")])

@@ -20,6 +20,7 @@ from builder.project import Home
 from builder.stacks import load_stacks
 from builder.store import Store
 from builder.timing_caches import (
+    CLASS,
     KIND,
     TIMING_CACHE,
     caches_for,
@@ -355,6 +356,51 @@ def test_of_damaged_caches_none_is_taken(store: Store, build: Any, tmp_path: Pat
 
 def test_a_folder_without_caches_is_named(store: Store, tmp_path: Path) -> None:
     assert refusal(lambda: import_classes(store, tmp_path)).reason is Reason.FILE_MISSING
+
+
+def test_export_makes_the_folder(store: Store, build: Any, tmp_path: Path) -> None:
+    digest = build("a")
+    export_cache(store, digest, tmp_path / "a" / "b" / "timing.cache")
+    assert (tmp_path / "a" / "b" / "timing.cache").read_bytes() == b'["a"]'
+    error = refusal(lambda: export_cache(store, digest, tmp_path / "a" / "b" / "timing.cache" / "c"))
+    assert error.reason is Reason.STORE_READ_ONLY
+    assert "is no folder" in error.what
+
+
+def test_a_damaged_description_hides_no_other_cache(store: Store, build: Any) -> None:
+    lost = build("a")
+    engine_with(store, b"beside an engine")
+    (entry,) = store.entries(KIND)
+    overwrite(store.files(entry)[CLASS].path, b"{")
+    beside = hashlib.sha256(b"beside an engine").hexdigest()
+    assert [one.sha256 for one in list_caches(store)] == [beside]
+    assert find_cache(store, beside[:8]).path.read_bytes() == b"beside an engine"
+    assert refusal(lambda: find_cache(store, lost)).reason is Reason.NAME_UNKNOWN
+
+
+def test_a_name_that_is_too_long(store: Store) -> None:
+    error = refusal(lambda: find_cache(store, "a" * 300))
+    assert error.reason is Reason.NAME_UNKNOWN
+    assert "too long" in (error.why or "")
+
+
+def test_a_file_that_may_not_be_read(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "secret").write_bytes(b"cache")
+    monkeypatch.setattr("builder.durable.sha256_file", forbidden)
+    error = refusal(lambda: find_cache(store, str(tmp_path / "secret")))
+    assert (error.reason, error.what) == (Reason.NAME_UNKNOWN, f"'{tmp_path / 'secret'}' cannot be read")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]"])
+def test_a_build_that_measured_nothing_at_all(store: Store, tmp_path: Path, content: bytes) -> None:
+    new = tmp_path / "new"
+    new.write_bytes(content)
+    digest = save_cache(store, DOCUMENT, (), new)
+    assert [blob.path.read_bytes() for blob in caches_for(store, DOCUMENT).files] == [content]
+    assert find_cache(store, digest).size == len(content)
 
 
 def test_collecting_takes_caches_by_their_last_use(tmp_path: Path) -> None:

@@ -50,8 +50,9 @@ class Source:
         """Return the values of one input in one batch, in the type that the network wants."""
         spec, shape = self._calibration.inputs[name], self._shapes[name]
         if spec["kind"] == "file" and shape:
-            # a file is read on: each batch begins where the one before it ended
-            values = make(spec, (shape[0] * (index + 1), *shape[1:]), name, "calibration")[shape[0] * index :]
+            # a file is read on: each batch begins where the one before it ended, and after its end at its beginning
+            start = shape[0] * index % np.load(spec["path"], mmap_mode="r").shape[0] if index else 0
+            values = make(spec, (start + shape[0], *shape[1:]), name, "calibration")[start:]
         else:
             values = make(spec, shape, name, f"calibration/{index}")
         return np.ascontiguousarray(values, dtype=np.dtype(self._dtypes[name]))

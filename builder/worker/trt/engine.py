@@ -68,6 +68,13 @@ class Engine:
         self.num_layers = int(engine.num_layers)
         self._buffers: dict[str, Buffer] = {}
         self._profile = 0
+        self._stream = 0
+
+    def close(self) -> None:
+        """Give all memory back, on the GPU and on the host; the engine cannot be used any more."""
+        self._context = self._engine = self._runtime = None
+        for name in list(self._buffers):
+            self._give_back(name)
 
     @property
     def device_memory_bytes(self) -> int:
@@ -152,10 +159,10 @@ class Engine:
         self.feed(feeds)
         for name in self.outputs:
             buffer = self._buffers[name]
-            # what the engine does not write must not look like a right answer
-            buffer.host.view(np.uint8).fill(0xFF)
+            # what the engine does not write must not look like a right answer; flat, as a scalar has no bytes to view
+            buffer.host.reshape(-1).view(np.uint8).fill(0xFF)
             self._cuda.upload(buffer.address, buffer.host)
-        stream = self._cuda.stream()
+        stream = self._own_stream()
         self.enqueue(stream)
         self._cuda.synchronize(stream)
         return self.fetch()
@@ -172,25 +179,38 @@ class Engine:
 
     def _select(self, profile: int) -> None:
         if profile != self._profile:
-            stream = self._cuda.stream()
+            stream = self._own_stream()
             if not self._context.set_optimization_profile_async(profile, stream):
                 raise load_failure(self._log.errors, f"TensorRT refuses shape profile {profile}")
             self._cuda.synchronize(stream)
             self._profile = profile
+
+    def _own_stream(self) -> int:
+        self._stream = self._stream or self._cuda.stream()
+        return self._stream
 
     def _room(self, name: str, shape: tuple[int, ...], dtype: Any) -> Buffer:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         old = self._buffers.get(name)
         if old is not None and old.size >= size and old.host.shape == shape:
             return old
-        if old is not None and old.size < size:
-            self._cuda.free(old.address)
-            old = None
-        address = self._cuda.allocate(size) if old is None else old.address
-        self._buffers[name] = Buffer(
-            address, max(size, old.size if old is not None else 0), self._cuda.pinned(shape, dtype)
-        )
+        if old is not None and old.size >= size:
+            host = self._cuda.pinned(shape, dtype)
+            self._cuda.unpin(old.host)
+            self._buffers[name] = Buffer(old.address, old.size, host)
+            return self._buffers[name]
+        self._give_back(name)
+        address = self._cuda.allocate(size)
+        # one after the other, so that what fails leaves nothing that was given back
+        self._buffers[name] = Buffer(address, size, np.empty(0, dtype))
+        self._buffers[name] = Buffer(address, size, self._cuda.pinned(shape, dtype))
         return self._buffers[name]
+
+    def _give_back(self, name: str) -> None:
+        buffer = self._buffers.pop(name, None)
+        if buffer is not None:
+            self._cuda.free(buffer.address)
+            self._cuda.unpin(buffer.host)
 
 
 def refusal(trt: Any, errors: list[str], content: bytes, sm: str) -> StageFailure:

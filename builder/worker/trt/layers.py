@@ -55,7 +55,8 @@ def _macs(trt: Any, layer: Any, inputs: list[list[int]], output: list[int]) -> i
         # Forward: each output value sums over its window; backward: each input value is spread over it.
         per_value = _volume(layer.kernel_size_nd)
         if is_forward:
-            return _known(_volume(output), per_value, inputs[0][1] // layer.num_groups)
+            channels = inputs[0][1] if len(inputs[0]) > 1 else UNKNOWN
+            return _known(_volume(output), per_value, channels // layer.num_groups)
         return _known(_volume(inputs[0]), per_value, layer.num_output_maps // layer.num_groups)
     if kind == "MATRIX_MULTIPLY":
         layer.__class__ = trt.IMatrixMultiplyLayer
@@ -80,7 +81,7 @@ def _sizes(tensor: Any) -> list[int]:
     try:
         return list(tensor.shape)
     except ValueError:  # TensorRT gives a shape of negative rank where it cannot tell
-        return []
+        return [UNKNOWN]
 
 
 def _volume(sizes: Any) -> int:

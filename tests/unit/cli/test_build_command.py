@@ -100,6 +100,17 @@ def test_build(farm: Farm, capsys: pytest.CaptureFixture[str]) -> None:
     assert "enginefarm export DIR" in captured.err
 
 
+def test_what_the_plan_left_out_is_not_told(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("builder.cli.build.make_plan", lambda *_: Plan(jobs=JOBS, refusals=(), left_out=(REFUSAL,)))
+    assert main(["build", "--target", "ampere", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["refusals"] == []
+    assert "hopper" not in captured.err
+    assert captured.err.splitlines()[-3].startswith("2 built")
+
+
 def test_json_is_alone_on_standard_output(farm: Farm, capsys: pytest.CaptureFixture[str]) -> None:
     farm.end = failed
     assert main(["build", "--target", "ampere", "--json"]) == 6

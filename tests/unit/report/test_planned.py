@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -49,6 +50,17 @@ def test_plan_without_jobs_still_says_why() -> None:
     lines = plan_lines(Plan(jobs=(), refusals=PLAN.refusals), 80, plain)
     assert lines[0].startswith("refused[EF-201 sm-mismatch]")
     assert lines[-1] == "0 jobs, 2 refused"
+
+
+def test_what_was_left_out_is_one_dim_line() -> None:
+    left_out = (replace(refusal("a"), precision="tf32"), replace(refusal("b"), precision="tf32"), refusal("b"))
+    lines = plan_lines(Plan(jobs=PLAN.jobs, refusals=(), left_out=left_out), 80, lambda text, style: f"{style}:{text}")
+    assert lines[-3:] == [
+        "dim:left out: tf32 (2), fp16 (1), which recipes have for other targets only",
+        "",
+        "3 jobs, 0 refused",
+    ]
+    assert not [line for line in lines if "refused[" in line]
 
 
 def test_like_refusals_are_told_once() -> None:

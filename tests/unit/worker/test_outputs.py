@@ -40,7 +40,7 @@ class Engine:
         machine.alive += 1
         machine.most = max(machine.most, machine.alive)
 
-    def __del__(self) -> None:
+    def close(self) -> None:
         self.machine.alive -= 1
 
     def run(self, profile: int, feeds: Arrays) -> Arrays:

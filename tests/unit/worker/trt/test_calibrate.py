@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from builder.worker.build import run as run_stage
+from builder.worker.inputs import make
 from builder.worker.protocol import Job, StageFailure
-from builder.worker.trt import Calibration, gpu_adapter, read_request
+from builder.worker.trt import Calibration, calibrate, gpu_adapter, read_request
 from builder.worker.trt.calibrate import Source
 from builder.worker.trt.session import Log
 from tests.surfaces import FakeTensor, fake_tensorrt
@@ -92,6 +93,28 @@ def test_a_sample_file_is_read_on_from_batch_to_batch(graph: Path, monkeypatch: 
     fed = np.concatenate([array for _, array in FakeCuda.uploads])
     # the sixth is the first again
     np.testing.assert_array_equal(fed, np.concatenate([samples, samples[:1]]))
+
+
+@pytest.mark.parametrize("batches", [1, 40])
+def test_many_batches_of_a_sample_file_take_no_more_memory(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    made: list[int] = []
+
+    def counted(spec: Any, shape: tuple[int, ...], *names: str) -> np.ndarray:
+        made.append(shape[0])
+        return make(spec, shape, *names)
+
+    tensorrt("10.16.1.11", monkeypatch)
+    samples = np.arange(15, dtype=np.float32).reshape(5, 3)
+    np.save(graph / "sample.npy", samples)
+    monkeypatch.setattr(calibrate, "make", counted)
+    spec = {"kind": "file", "path": "sample.npy", "dtype": "float32"}
+    calibrated("10.16.1.11", Calibration("entropy", batches, {"x": spec}))
+    fed = np.concatenate([array for _, array in FakeCuda.uploads])
+    np.testing.assert_array_equal(fed, np.take(samples, range(2 * batches), axis=0, mode="wrap"))
+    # at most the whole sample and one batch
+    assert max(made) <= 5 + 2
 
 
 @pytest.mark.parametrize("version", CALIBRATED)
