@@ -27,9 +27,7 @@ from builder.timing_caches import (
     class_document,
     class_key,
     export_cache,
-    export_classes,
     find_cache,
-    import_classes,
     list_caches,
     save_cache,
 )
@@ -312,50 +310,6 @@ def test_export_writes_or_replaces_a_file(store: Store, build: Any, tmp_path: Pa
     assert target.read_bytes() == b'["a"]'
     assert [path.name for path in target.parent.iterdir()] == ["timing.cache"]
     assert refusal(lambda: export_cache(store, "0" * 8, target)).reason is Reason.NAME_UNKNOWN
-
-
-def test_classes_travel_to_another_machine(store: Store, build: Any, tmp_path: Path) -> None:
-    build("a", "b")
-    other = class_document(runtime(), "fp32", OPTIONS, TUNING)
-    third = tmp_path / "third"
-    third.write_text('["c"]')
-    save_cache(store, other, (), third)
-    carried, there = tmp_path / "carried", Store(tmp_path / "there")
-    assert len(export_classes(store, carried)) == 2
-    assert sorted(import_classes(there, carried)) == sorted(path.name for path in carried.iterdir())
-    assert held(there) == [{"a", "b"}]
-    assert held(there, other) == [{"c"}]
-    assert import_classes(there, carried) == []
-    assert len(there.entries(KIND)) == 2
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda place: (place / TIMING_CACHE).write_text('["b"]'),
-        lambda place: (place / TIMING_CACHE).unlink(),
-        lambda place: (place / "class.json").write_text((place / "class.json").read_text().replace("580", "570")),
-        lambda place: (place / "class.json").write_text("[]"),
-        lambda place: (place / "class.json").write_text("{"),
-    ],
-    ids=["cache", "no cache", "class", "no class", "no JSON"],
-)
-def test_of_damaged_caches_none_is_taken(store: Store, build: Any, tmp_path: Path, damage: Any) -> None:
-    build("a")
-    third = tmp_path / "third"
-    third.write_text('["c"]')
-    save_cache(store, class_document(runtime(), "fp32", OPTIONS, TUNING), (), third)
-    carried, there = tmp_path / "carried", Store(tmp_path / "there")
-    name = export_classes(store, carried)[1]
-    damage(carried / name)
-    error = refusal(lambda: import_classes(there, carried))
-    assert error.reason is Reason.TIMING_CACHE_INVALID
-    assert error.where == str(carried / name)
-    assert there.entries(KIND) == ()
-
-
-def test_a_folder_without_caches_is_named(store: Store, tmp_path: Path) -> None:
-    assert refusal(lambda: import_classes(store, tmp_path)).reason is Reason.FILE_MISSING
 
 
 def test_export_makes_the_folder(store: Store, build: Any, tmp_path: Path) -> None:
