@@ -66,7 +66,7 @@ def candidate_of_manifest(
             what = f"the manifest has schema version {version}; this enginefarm reads {SCHEMA_VERSION}"
             raise EnginefarmError(Reason.ARTIFACT_TOO_NEW, what)
         stack, engine, build = manifest["stack"], manifest["engine"], manifest["build"]
-        tuned = build["tuned_on"]
+        tuned, options = build["tuned_on"], build["options"]
         system, _, architecture = _text(stack["platform"]).partition("/")
         return _checked(
             Candidate(
@@ -79,8 +79,8 @@ def candidate_of_manifest(
                 sms=tuple(_text(sm) for sm in manifest["target"]["sms"]),
                 device=None if tuned is None else _text(tuned["name"]),
                 driver=None if tuned is None else _text(tuned["driver"]),
-                hardware_compatibility=_text(build["options"]["hardware_compatibility"]),
-                version_compatible=_flag(build["options"]["version_compatible"]),
+                hardware_compatibility=_text(options.get("hardware_compatibility", "none")),
+                version_compatible=_flag(options.get("version_compatible", False)),
                 host_code=_flag(engine["needs_host_code"]),
                 plugins=tuple(plugins),
                 os=system,

@@ -99,6 +99,8 @@ class _Case:
     warnings: list[Finding] = field(default_factory=list)
     # it runs under this later release because it was built to
     later: bool = False
+    # the driver is older than this one, and CUDA's forward compatibility package makes up for it where it works
+    lowest_driver: str | None = None
 
     def refuse(self, reason: Reason, text: str) -> None:
         self.refusals.append(Finding(reason, text))
@@ -229,8 +231,8 @@ def _driver(case: _Case) -> None:
         text = f"CUDA {case.candidate.cuda} needs driver {lowest} or newer; here: {facts.driver}"
         case.refuse(Reason.DRIVER_TOO_OLD, text)
     elif old:
-        text = f"driver {facts.driver} is older than {lowest}; CUDA's forward compatibility package makes up for it"
-        case.warn(Reason.DRIVER_TOO_OLD, text)
+        # whether the package that speaks the newer CUDA works here depends on the GPU
+        case.lowest_driver = lowest
     elif speaks and len(built) > 1 and speaks[:2] < built[:2]:
         text = f"was built with CUDA {case.candidate.cuda}, the driver knows {facts.driver_cuda}, which is compatible"
         case.warn(Reason.DRIVER_TOO_OLD, text)
@@ -265,6 +267,12 @@ def _look(case: _Case, index: int, gpu: GpuFacts, known_bad: Sequence[KnownBad])
     if fit is Fit.SAME_SM and case.candidate.device is not None and _level(case) == "none":
         text = f"was tuned on {case.candidate.device}, not on {gpu.name}: it may be slower"
         warnings.append(Finding(Reason.SM_MISMATCH, text))
+    if case.lowest_driver is not None:
+        works = case.rules.takes_forward_compatibility(gpu.name)
+        package = "CUDA's forward compatibility package"
+        means = f"{package} makes up for it" if works else f"{package} does not work with {gpu.name}"
+        text = f"driver {case.facts.driver} is older than {case.lowest_driver}; {means}"
+        (warnings if works else refusals).append(Finding(Reason.DRIVER_TOO_OLD, text))
     situation = _situation(case, gpu)
     for row in known_bad:
         if row.matches(situation):
@@ -354,6 +362,7 @@ def _place(one: Verdict, facts: Facts) -> tuple[object, ...]:
         len(one.warnings),
         precision,
         level,
+        candidate.version_compatible,
         tuple(-number for number in numbers(candidate.tensorrt)),
         candidate.driver != facts.driver,
         candidate.job,

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -20,6 +20,7 @@ Numbers = tuple[int, ...]
 _BOUND = re.compile(r"(>=|<=|<|>|!=|==)?(\d+(?:\.\d+)*)")
 
 
+@lru_cache(maxsize=1024)
 def numbers(version: str) -> Numbers:
     """Return the leading numbers of a version: those of "10.14.1.48.post1" are 10, 14, 1, 48."""
     match = re.match(r"\d+(?:\.\d+)*", version)
@@ -89,8 +90,13 @@ class Rules:
     ampere_plus_on_jetson: bool
     rtx_systems: tuple[str, ...]
     servers_since_l4t: int
+    no_forward_compatibility: tuple[str, ...]
     tegra: Mapping[str, tuple[str, str]]
     lowest_drivers: Mapping[int, str]
+
+    def takes_forward_compatibility(self, gpu: str) -> bool:
+        """Say whether CUDA's forward compatibility package works with a GPU of this name."""
+        return not any(fnmatch.fnmatchcase(gpu.lower(), glob) for glob in self.no_forward_compatibility)
 
     def runs_later(self, built: str, here: str) -> bool:
         """Say whether a version-compatible engine of one release runs under another, later one."""
@@ -113,6 +119,7 @@ def load_rules() -> Rules:
         ampere_plus_on_jetson=data["ampere_plus"]["jetson"],
         rtx_systems=tuple(data["rtx"]["systems"]),
         servers_since_l4t=int(data["jetson"]["servers_since"]),
+        no_forward_compatibility=tuple(data["forward_compatibility"]["not_for"]),
         tegra={chip: (row["name"], row["sm"]) for chip, row in data["tegra"].items()},
         lowest_drivers={int(major): driver for major, driver in drivers.items()},
     )
