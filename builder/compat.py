@@ -171,6 +171,9 @@ _NOWHERE = _Look(None, Fit.NONE, refusals=(Finding(Reason.GPU_NEEDED, "this mach
 
 def _platform(case: _Case) -> None:
     mine, theirs = case.facts, case.candidate
+    if not theirs.os:
+        # an engine without a manifest: what it does not say is said of its SM
+        return
     systems = {mine.os, theirs.os}
     portable = theirs.rtx and systems <= set(case.rules.rtx_systems)
     if theirs.architecture != mine.architecture or (len(systems) > 1 and not portable):
@@ -249,9 +252,11 @@ def _wished(case: _Case) -> None:
     if candidate.host_code and not wish.allow_host_code:
         case.refuse(Reason.HOST_CODE_REFUSED, "carries code for the host, which is not allowed here")
     if wish.precision is not None and candidate.precision != wish.precision:
-        case.refuse(Reason.PRECISION_MISMATCH, f"is {candidate.precision}; asked for: {wish.precision}")
+        said = candidate.precision or "of unknown precision"
+        case.refuse(Reason.PRECISION_MISMATCH, f"is {said}; asked for: {wish.precision}")
     if wish.stack is not None and candidate.stack != wish.stack:
-        case.refuse(Reason.TENSORRT_VERSION, f"is of stack {candidate.stack}; asked for: {wish.stack}")
+        said = candidate.stack or "unknown"
+        case.refuse(Reason.TENSORRT_VERSION, f"is of stack {said}; asked for: {wish.stack}")
     if not candidate.engine_verified:
         judge = case.refuse if wish.require_verified else case.warn
         judge(Reason.NOT_VERIFIED, "was never run on a GPU to be verified")
@@ -303,7 +308,11 @@ def _level(case: _Case) -> str:
 
 def _wrong_sm(case: _Case) -> Finding:
     here = ", ".join(dict.fromkeys(f"{gpu.name} (SM {gpu.sm})" for gpu in case.facts.gpus))
-    wanted = f"is for SM {', '.join(case.candidate.sms)}" if case.candidate.sms else "does not say for which SM it is"
+    wanted = (
+        f"is for SM {', '.join(case.candidate.sms)}"
+        if case.candidate.sms
+        else "does not say for which SM it is, and has no manifest.json beside it"
+    )
     return Finding(Reason.SM_MISMATCH, f"{wanted}; here: {here}")
 
 

@@ -22,6 +22,21 @@ def facts_json(facts: Facts) -> str:
     return json.dumps({"schema": SCHEMA, **asdict(facts)}, indent=2, ensure_ascii=False) + "\n"
 
 
+def write_facts(path: Path, facts: Facts) -> None:
+    """Write a facts file.
+
+    Raises:
+        EnginefarmError: PATH_OCCUPIED where it cannot be written.
+
+    """
+    try:
+        path.write_text(facts_json(facts), encoding="utf-8")
+    except OSError as error:
+        raise EnginefarmError(
+            Reason.PATH_OCCUPIED, "the facts cannot be written", where=str(path), why=str(error)
+        ) from error
+
+
 def load_facts(path: Path) -> Facts:
     """Read a facts file. What it leaves out is not known; `os` and `architecture` have to be there.
 
