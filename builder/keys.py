@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from builder import durable
 from builder.errors import EnginefarmError, Reason
+from builder.policy_rules import Validity
 from builder.project import Home
 
 PRIVATE, PUBLIC, ABOUT = "private.pem", "public.pem", "key.json"
@@ -51,6 +52,11 @@ class KeyPair:
     not_after: datetime | None
     current: bool
     folder: Path
+
+    @property
+    def validity(self) -> Validity:
+        """When it may sign."""
+        return Validity(not_after=self.not_after)
 
     @property
     def private(self) -> Path:
@@ -89,12 +95,16 @@ def generate_key(home: Home, name: str, now: datetime, not_after: datetime | Non
 def rotate_key(home: Home, name: str, now: datetime, not_after: datetime | None, passphrase: bytes | None) -> KeyPair:
     """Make a new key of a name, which is the current one from now on; the older ones stay.
 
+    Without an end of its own the new key lives as long as the one before it did.
+
     Raises:
         EnginefarmError: NAME_UNKNOWN, STORE_READ_ONLY, DISK_FULL.
 
     """
     with _locked(home):
-        find_key(home, name)
+        older = find_key(home, name)
+        if not_after is None and older.not_after is not None:
+            not_after = now + (older.not_after - older.created)
         return _make(home, name, now, not_after, passphrase)
 
 

@@ -34,7 +34,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["FILE", "VARIABLE", "IndexRule", "Policy", "Rule", "Unsigned", "load_policy", "read_revocations"]
+__all__ = ["FILE", "VARIABLE", "IndexRule", "Policy", "Rule", "Unsigned", "Validity", "load_policy", "read_revocations"]
 
 FILE = "policy.toml"
 VARIABLE = "ENGINEFARM_POLICY"

@@ -5,15 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from builder.errors import EnginefarmError, Reason
+from builder.keys import PublicKey, describe_public_key, find_key, list_keys, revocation_list
+from builder.policy import Policy, Validity, read_revocations
+from builder.project import Home
 
 if TYPE_CHECKING:
     from model_signing import hashing, signing
 
-TOKEN = "ENGINEFARM_IDENTITY_TOKEN"  # noqa: S105 - the name of a variable
+# names of variables, which hold what must not stand on a command line
+PASSPHRASE = "ENGINEFARM_KEY_PASSPHRASE"  # noqa: S105
+TOKEN = "ENGINEFARM_IDENTITY_TOKEN"  # noqa: S105
 
 
 class Signer(Protocol):
@@ -37,14 +43,9 @@ class KeySigner:
 
     def prepare(self, config: signing.Config) -> None:
         """Load the key."""
+        public_half(self.key, self.passphrase)
         # the library says text and hands it to a function that wants bytes
-        password = cast("str | None", self.passphrase)
-        try:
-            config.use_elliptic_key_signer(private_key=self.key, password=password)
-        except OSError as error:
-            raise _unusable(self.key, str(error)) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise _unusable(self.key, _why_not(error)) from error
+        config.use_elliptic_key_signer(private_key=self.key, password=cast("str | None", self.passphrase))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +58,15 @@ class CertificateSigner:
 
     def prepare(self, config: signing.Config) -> None:
         """Load key and certificates."""
+        public_half(self.key, None)
+        # an empty chain would not be PEM; the certificate itself may stand in it
+        chain = list(self.chain) or [self.certificate]
         try:
-            # an empty chain would not be PEM; the certificate itself may stand in it
-            chain = list(self.chain) or [self.certificate]
             config.use_certificate_signer(
                 private_key=self.key, signing_certificate=self.certificate, certificate_chain=chain
             )
-        except OSError as error:
-            raise _unusable(self.key, str(error)) from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise _unusable(self.key, _why_not(error)) from error
+        except (OSError, ValueError) as error:
+            raise _unusable(self.certificate, str(error)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +141,54 @@ def sigstore_away(error: Exception) -> EnginefarmError:
     )
 
 
+def own_signer(home: Home, key: str, passphrase: bytes | None, now: datetime) -> KeySigner:
+    """Sign with the key in a file, or with the current key of this name among those of this machine.
+
+    Raises:
+        EnginefarmError: NAME_UNKNOWN, POLICY_INVALID for a key that cannot sign, KEY_EXPIRED, KEY_REVOKED: nobody would
+            take what it signs.
+
+    """
+    path = key_file(home, key)
+    public = public_half(path, passphrase)
+    validity = next((one.validity for one in list_keys(home) if one.key_id == public.key_id), Validity())
+    validity.require(key, now)
+    listed = revocation_list(home)
+    revoked = read_revocations(listed) if listed.exists() else {}
+    Policy(revoked=revoked).require_not_revoked(key, public.key_id)
+    return KeySigner(key=path, passphrase=passphrase)
+
+
+def key_file(home: Home, key: str) -> Path:
+    """Find a private key: a file, or the current key of a name.
+
+    Raises:
+        EnginefarmError: NAME_UNKNOWN.
+
+    """
+    return Path(key) if Path(key).is_file() else find_key(home, key).private
+
+
+def public_half(path: Path, passphrase: bytes | None) -> PublicKey:
+    """Read the public half of a private key.
+
+    Raises:
+        EnginefarmError: POLICY_INVALID.
+
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - slow to import
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), passphrase).public_key()
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        return describe_public_key(key.public_bytes(serialization.Encoding.PEM, form))
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _unusable(path, _why_not(error)) from error
+
+
 def _unusable(path: Path, why: str) -> EnginefarmError:
-    fix = "name a private key as `enginefarm keys generate` makes them"
+    fix = f"name a private key as `enginefarm keys generate` makes them; ${PASSPHRASE} holds its passphrase"
     return EnginefarmError(Reason.POLICY_INVALID, "the key cannot sign", where=str(path), why=why, fix=fix)
 
 
@@ -152,6 +198,6 @@ def _why_not(error: Exception) -> str:
         return "it has a passphrase, and none was given"
     if "given but private key is not encrypted" in text:
         return "a passphrase was given, and it has none"
-    if isinstance(error, AttributeError):
-        return "it is no key on the curves P-256, P-384 or P-521"
+    if "password" in text:
+        return "the passphrase is wrong"
     return text.splitlines()[0] if text else type(error).__name__

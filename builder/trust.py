@@ -30,9 +30,12 @@ __all__ = [
     "MEDIA_TYPE",
     "Signer",
     "Trusted",
+    "check_files",
     "check_index",
     "check_signature",
     "folder_digests",
+    "read_manifest",
+    "sign_files",
     "sign_folder",
     "sign_index",
 ]
@@ -78,13 +81,18 @@ def sign_folder(folder: Path, signer: Signer, *, digests: Mapping[str, str] | No
         EnginefarmError: ARTIFACT_INVALID where manifest and engine do not fit, NAME_UNSAFE; as the signer.
 
     """
-    files = folder_digests(folder) if digests is None else dict(digests)
-    manifest = _manifest(folder)
-    if manifest is None or manifest.engine_sha256 != files.get(_ENGINE):
-        what = f"{folder} is not the folder of an engine"
+    files = folder_digests(folder) if digests is None else digests
+    return sign_files(files, read_manifest(folder), signer, str(folder))
+
+
+def sign_files(files: Mapping[str, str], manifest: bytes, signer: Signer, where: str) -> bytes:
+    """Sign an artifact by the SHA-256, hex, of all its files; else as `sign_folder`. `manifest`: its manifest.json."""
+    identity = _identity(manifest)
+    if identity is None or identity.engine_sha256 != files.get(_ENGINE):
         why = f"it needs {_ENGINE} and the {_MANIFEST} that belongs to it"
-        raise EnginefarmError(Reason.ARTIFACT_INVALID, what, why=why, fix="name a folder as `enginefarm export` writes")
-    return sign_digests(manifest.job, files, signer)
+        fix = "name a folder as `enginefarm export` writes it"
+        raise EnginefarmError(Reason.ARTIFACT_INVALID, f"{where} is not an engine's artifact", why=why, fix=fix)
+    return sign_digests(identity.job, files, signer)
 
 
 def sign_index(content: bytes, model: str, signer: Signer) -> bytes:
@@ -116,16 +124,25 @@ def check_signature(
             NAME_UNSAFE for what is no plain file.
 
     """
+    files: Mapping[str, str] = {}
+    if bundles:
+        files = folder_digests(folder) if digests is None else digests
+    return check_files(files, read_manifest(folder), bundles, policy, model, now)
+
+
+def check_files(
+    files: Mapping[str, str], manifest: bytes, bundles: Sequence[bytes], policy: Policy, model: str, now: datetime
+) -> Trusted | None:
+    """Check by the SHA-256, hex, of all files of an artifact; else as `check_signature`. `manifest`: manifest.json."""
     if not bundles:
         if policy.unsigned is Unsigned.ALLOW:
             return None
         raise EnginefarmError(Reason.UNSIGNED, f"nobody has signed this engine of {model}")
-    files = folder_digests(folder) if digests is None else digests
-    manifest = _manifest(folder)
-    if manifest is not None and manifest.model != model:
-        what = f"the engine is one of {manifest.model}, not of {model}"
-        raise EnginefarmError(Reason.IDENTITY_MISMATCH, what, where=str(folder))
-    names = {model} if manifest is None else {model, manifest.job}
+    identity = _identity(manifest)
+    if identity is not None and identity.model != model:
+        what = f"the engine is one of {identity.model}, not of {model}"
+        raise EnginefarmError(Reason.IDENTITY_MISMATCH, what)
+    names = {model} if identity is None else {model, identity.job}
     return _first_trusted(bundles, _Subject(files=files, names=names), policy, model, now)
 
 
@@ -307,15 +324,21 @@ class _Identity:
     engine_sha256: str
 
 
-def _manifest(folder: Path) -> _Identity | None:
-    """Read what a manifest says the engine is; null where there is none that says it."""
+def read_manifest(folder: Path) -> bytes:
+    """Read a folder's manifest.json; empty where there is none that can be read."""
     path = folder / _MANIFEST
     try:
-        if path.is_symlink() or path.stat().st_size > _LARGEST_MANIFEST:
-            return None
-        document: Any = json.loads(path.read_bytes())
+        return b"" if path.is_symlink() or path.stat().st_size > _LARGEST_MANIFEST else path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _identity(manifest: bytes) -> _Identity | None:
+    """Read what a manifest says the engine is; null where it does not say it."""
+    try:
+        document: Any = json.loads(manifest)
         found = (document["recipe"]["name"], document["job"], document["engine"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not all(isinstance(one, str) for one in found):
         return None
