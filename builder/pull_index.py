@@ -23,7 +23,6 @@ from builder.trust import check_index
 # as many as the check looks at, and one more, so that it can say so
 _MOST_BUNDLES = 65
 _LARGEST_BUNDLE = 1 << 20
-_NO_FIX = "`enginefarm pull --or-build` builds one here, where the model is a recipe of the project"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +65,7 @@ def choose_engine(index: ModelIndex, machine: Machine) -> Choice:
     candidates = [candidate_of_annotations(entry) for entry in index.entries]
     verdicts = rank(candidates, machine.facts, machine.wish, machine.known_bad)
     if not verdicts or verdicts[0].fit is Fit.NONE:
-        error = no_fit(verdicts, f"engine of {index.model}")
-        error.fix = _NO_FIX
-        raise error
+        raise no_fit(verdicts, f"engine of {index.model}")
     best = verdicts[0]
     return Choice(index=index, entry=entries[best.candidate.digest or ""], verdict=best)
 
