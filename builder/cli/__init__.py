@@ -18,12 +18,11 @@ COMMANDS: dict[str, str] = {
     "explain": "Say why two engines have different keys.",
     "export": "Write engines as plain files for trtexec or Triton.",
     "trtexec": "Print the trtexec commands that do what a job does.",
-<<<<<<< HEAD
+    "pull": "Pull the engine that fits this machine, checked.",
+    "mirror": "Copy a model between registries and folders.",
     "check": "Say which engines fit this machine, and why not.",
-=======
     "sign": "Sign an engine, or check who signed it.",
     "keys": "Make, list, replace and revoke keys that sign.",
->>>>>>> 1f34bfecf3c64f282c62cb3dd5783196b1c6a4ea
     "verify": "Prove an engine on this machine's GPU.",
     "verify-store": "Check every file of the store against its digest.",
     "doctor": "Check this machine, or explain a failure from a log.",
