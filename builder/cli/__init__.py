@@ -18,6 +18,8 @@ COMMANDS: dict[str, str] = {
     "explain": "Say why two engines have different keys.",
     "export": "Write engines as plain files for trtexec or Triton.",
     "trtexec": "Print the trtexec commands that do what a job does.",
+    "sign": "Sign an engine, or check who signed it.",
+    "keys": "Make, list, replace and revoke keys that sign.",
     "verify": "Prove an engine on this machine's GPU.",
     "verify-store": "Check every file of the store against its digest.",
     "doctor": "Check this machine, or explain a failure from a log.",
