@@ -146,7 +146,9 @@ class _Model:
         if found is not None:
             self._means.place(self._name, found)
             return self._done(Action.REUSED, found, since, changed)
-        self._say_why(checked)
+        if not self._means.facts.gpus:
+            what = f"{self._name} needs an NVIDIA GPU, and this machine has none"
+            raise EnginefarmError(Reason.GPU_NEEDED, what, fix="run this where the engine shall be used")
         wish = self._wish
         if wish.precision is None and checked:
             wish = replace(wish, precision=checked[0].subject.candidate.precision)
@@ -195,6 +197,8 @@ class _Model:
 
         """
         means, refused = self._means, []
+        if means.auto or means.ask is not None:
+            self._say_why(checked)
         way = means.pull(self._name, wish) if means.pull is not None else None
         if way is not None and self._agreed(way, refused):
             try:

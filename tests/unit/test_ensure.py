@@ -186,6 +186,11 @@ def test_without_anyone_to_ask_it_says_what_it_would_do(farm: Farm) -> None:
     assert len(farm.store.entries("engine")) == 1
 
 
+def test_a_machine_without_a_gpu(farm: Farm) -> None:
+    farm.facts, farm.auto = machine(gpus=()), True
+    assert refusal(farm.one).reason is Reason.GPU_NEEDED
+
+
 def test_no_way_at_all(farm: Farm) -> None:
     farm.facts, farm.buildable = AN_A100, EnginefarmError(Reason.PROJECT_MISSING, "no recipes/ here")
     error = refusal(farm.one)
