@@ -6,7 +6,6 @@ keeps the driver awake, opening it takes a second each time.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +68,14 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DriverVersions:
+    """`driver` such as "580.159.04"; `cuda`: newest CUDA that its library speaks, such as "13.0"; null if not told."""
+
+    driver: str
+    cuda: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProcess:
     """A program that uses a GPU. What the driver or the kernel keeps to itself is null."""
 
@@ -119,6 +126,23 @@ def visible_gpus(environ: Mapping[str, str]) -> tuple[Gpu, ...]:
         devices = _devices(nvml)
     asked = environ.get(VISIBLE)
     return _chosen(devices, asked) if asked is not None else tuple(gpu for one in devices for gpu in one.usable())
+
+
+def driver_versions() -> DriverVersions | None:
+    """Ask the driver for its version; None without a driver.
+
+    Raises:
+        EnginefarmError: GPU_UNREADABLE where there is a driver and it does not answer.
+
+    """
+    nvml = _open()
+    if nvml is None:
+        return None
+    with _answering(nvml, "asking for its version"):
+        driver = str(nvml.nvmlSystemGetDriverVersion())
+        # thousands are the major version, tens the minor one
+        cuda = _told(nvml, "nvmlSystemGetCudaDriverVersion_v2")
+    return DriverVersions(driver=driver, cuda=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}")
 
 
 def free_memory_bytes(uuid: str) -> int:
@@ -292,7 +316,7 @@ def _memory(nvml: Any, handle: Any) -> tuple[int, int]:
     """Return free and total bytes."""
     memory = _told(nvml, "nvmlDeviceGetMemoryInfo", handle)
     if memory is None:
-        return host.available_memory_bytes(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return host.available_memory_bytes(), host.total_memory_bytes()
     return int(memory.free), int(memory.total)
 
 

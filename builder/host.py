@@ -20,6 +20,11 @@ def available_memory_bytes() -> int:
     return min(available, _cgroup_room(available))
 
 
+def total_memory_bytes() -> int:
+    """Memory of the machine, used or not."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -18,7 +18,7 @@ CREATED = "org.opencontainers.image.created"
 KIND = "org.enginefarm.kind"
 KEY = "org.enginefarm.key"
 
-_MEDIA_TYPES = {
+MEDIA_TYPES = {
     "model.plan": "application/vnd.enginefarm.engine.v1",
     "manifest.json": "application/vnd.enginefarm.manifest.v1+json",
     "key.json": "application/vnd.enginefarm.key.v1+json",
@@ -43,7 +43,7 @@ def descriptor(media_type: str, digest: str, size: int, annotations: Mapping[str
 
 def layer(title: str, digest: str, size: int) -> Document:
     """Describe a file of an artifact by its title."""
-    media_type = _MEDIA_TYPES.get(title, "application/octet-stream")
+    media_type = MEDIA_TYPES.get(title, "application/octet-stream")
     return descriptor(media_type, digest, size, {TITLE: title})
 
 

@@ -73,6 +73,16 @@ class Home:
         return self.root / "images"
 
     @property
+    def engines(self) -> Path:
+        """What applications load: one folder per model, with the engine that was pulled for this machine."""
+        return self.root / "engines"
+
+    @property
+    def pulls(self) -> Path:
+        """Transfers from registries that are under way, and what earlier ones have seen."""
+        return self.root / "pulls"
+
+    @property
     def journal(self) -> Path:
         """History of finished stages."""
         return self.root / "journal.jsonl"

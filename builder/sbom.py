@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from datetime import datetime, timezone
 from typing import Any
-from urllib.parse import quote
 
 from packaging.utils import parse_wheel_filename
 
@@ -14,11 +13,12 @@ from builder.bases import Base, Bases
 from builder.durable import sha256_file
 from builder.image_inputs import EXPORT, context_files
 from builder.image_record import ImageRecord
+from builder.manifest import Manifest
+from builder.provenance import ENGINE_BUILD, digest_set, purl, slsa_statement
 from builder.stacks import BuildStackFile, Stack
 
 # names only, under which others can tell these documents apart; nothing is fetched from there
 BUILD_TYPE = "https://enginefarm.dev/image/v1"
-_BUILDER = "https://enginefarm.dev/builder/v1"
 _STANDIN = "https://enginefarm.dev/stand-in/v1"
 
 Document = dict[str, Any]
@@ -51,32 +51,77 @@ def bill_of_materials(record: ImageRecord, stack: Stack, bases: Bases) -> Docume
 
 def provenance_statement(record: ImageRecord, stack: Stack, bases: Bases) -> Document:
     """State how an image was made: an in-toto statement with SLSA provenance. It holds no time and no place."""
+    return slsa_statement(
+        subject=[{"name": record.tag.rpartition(":")[0], "digest": digest_set(record.digest)}],
+        build_type=BUILD_TYPE,
+        external={"stack": stack.name, "lock": stack.lock_path.name, "platform": record.platform},
+        internal={"export": EXPORT, "source_date_epoch": bases.source_date_epoch, "network": "none"},
+        dependencies=_dependencies(record, stack, bases),
+        version=__version__,
+    )
+
+
+def engine_materials(manifest: Manifest) -> Document:
+    """Describe in CycloneDX 1.6 what built an engine, by nothing but its manifest: no clock, no chance."""
+    stack, engine = manifest.stack, manifest.engine
+    system, _, machine = stack.platform.partition("/")
+    packages = [_package(pin) for pin in stack.packages]
+    image = [] if stack.image is None else [_stack_image(stack.name, stack.image, stack.platform)]
+    facts = {
+        "cuda": stack.cuda,
+        "job": manifest.job,
+        "key": manifest.key,
+        "lock-sha256": stack.lock_sha256,
+        "onnx-sha256": manifest.onnx.sha256,
+        "stack": stack.name,
+        "tensorrt": stack.tensorrt,
+    }
+    name = f"{ENGINE_BUILD}/{engine.sha256}/{manifest.key}"
+    reference = f"engine:sha256:{engine.sha256}"
     return {
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": [{"name": record.tag.rpartition(":")[0], "digest": _digest_set(record.digest)}],
-        "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": {
-                    "stack": stack.name,
-                    "lock": stack.lock_path.name,
-                    "platform": record.platform,
-                },
-                "internalParameters": {
-                    "export": EXPORT,
-                    "source_date_epoch": bases.source_date_epoch,
-                    "network": "none",
-                },
-                "resolvedDependencies": _dependencies(record, stack, bases),
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, name)}",
+        "version": 1,
+        "metadata": {
+            "timestamp": manifest.created.isoformat(),
+            "tools": {"components": [{"type": "application", "name": "enginefarm", "version": manifest.farm_version}]},
+            "component": {
+                "type": "machine-learning-model",
+                "bom-ref": reference,
+                "name": manifest.job,
+                "version": manifest.key,
+                "description": manifest.recipe.description,
+                "licenses": [{"license": {"name": manifest.recipe.licence}}],
+                "hashes": [{"alg": "SHA-256", "content": engine.sha256}],
+                "properties": _properties(facts | {"machine": machine, "system": system}),
             },
-            "runDetails": {"builder": {"id": _BUILDER, "version": {"enginefarm": __version__}}},
         },
+        "components": [*image, *packages],
+        "dependencies": [{"ref": reference, "dependsOn": [one["bom-ref"] for one in (*image, *packages)]}],
+        # packages that the image holds besides, and what the engine took from TensorRT, are not known
+        "compositions": [{"aggregate": "incomplete", "assemblies": [reference]}],
     }
 
 
+def _stack_image(name: str, digest: str, platform: str) -> Document:
+    url = _oci(name, digest, platform, {})
+    return {"type": "container", "bom-ref": url, "name": name, "version": digest, "purl": url}
+
+
+def _package(pin: str) -> Document:
+    name, at, place = pin.partition(" @ ")
+    if at:
+        url = purl("generic", name, place.rpartition("/")[2], {"download_url": place})
+        return {"type": "library", "bom-ref": url, "name": name, "purl": url}
+    name, _, version = pin.partition("==")
+    url = purl("pypi", name, version)
+    return {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
+
+
 def _image(record: ImageRecord, stack: Stack) -> Document:
-    purl = _oci(stack.name, record.digest, record.platform, {"tag": record.tag.rpartition(":")[2]})
+    url = _oci(stack.name, record.digest, record.platform, {"tag": record.tag.rpartition(":")[2]})
     spec = stack.spec
     facts = {
         "confirmed": _yes(spec.confirmed),
@@ -91,11 +136,11 @@ def _image(record: ImageRecord, stack: Stack) -> Document:
         facts |= {"cuda": spec.cuda, "tensorrt": spec.tensorrt}
     return {
         "type": "container",
-        "bom-ref": purl,
+        "bom-ref": url,
         "name": record.tag.rpartition(":")[0],
         "version": record.digest,
         "description": spec.title,
-        "purl": purl,
+        "purl": url,
         "properties": _properties(facts),
     }
 
@@ -141,17 +186,17 @@ def _wheels(record: ImageRecord, stack: Stack) -> list[Document]:
     found = []
     for file, sha256 in sorted(record.wheels.items()):
         name, version, _, _ = parse_wheel_filename(file)
-        purl = _wheel_purl(file, sha256, urls.get(sha256))
+        url = _wheel_purl(file, sha256, urls.get(sha256))
         facts = {"wheel": file} | ({"url": urls[sha256]} if sha256 in urls else {})
         found.append(
             {
                 "type": "library",
-                "bom-ref": purl,
+                "bom-ref": url,
                 "name": str(name),
                 "version": str(version),
                 "scope": "required" if sha256 in locked else "excluded",
                 "hashes": [{"alg": "SHA-256", "content": sha256}],
-                "purl": purl,
+                "purl": url,
                 "properties": _properties(facts),
             }
         )
@@ -166,7 +211,7 @@ def _urls(record: ImageRecord, stack: Stack) -> dict[str, str]:
 
 def _dependencies(record: ImageRecord, stack: Stack, bases: Bases) -> list[Document]:
     urls = _urls(record, stack)
-    base = {"uri": _base_uri(record, bases.get(stack.spec.image.base)), "digest": _digest_set(record.base)}
+    base = {"uri": _base_uri(record, bases.get(stack.spec.image.base)), "digest": digest_set(record.base)}
     wheels: list[Document] = []
     for file, sha256 in sorted(record.wheels.items()):
         place = {"downloadLocation": urls[sha256]} if sha256 in urls else {}
@@ -183,22 +228,12 @@ def _dependencies(record: ImageRecord, stack: Stack, bases: Bases) -> list[Docum
 def _wheel_purl(file: str, sha256: str, url: str | None) -> str:
     name, version, _, _ = parse_wheel_filename(file)
     if url is None:
-        return _purl("pypi", str(name), str(version), {})
-    return _purl("generic", str(name), str(version), {"checksum": f"sha256:{sha256}", "download_url": url})
+        return purl("pypi", str(name), str(version))
+    return purl("generic", str(name), str(version), {"checksum": f"sha256:{sha256}", "download_url": url})
 
 
 def _oci(name: str, digest: str, platform: str, qualifiers: dict[str, str]) -> str:
-    return _purl("oci", name, digest, {"arch": platform.partition("/")[2], **qualifiers})
-
-
-def _purl(kind: str, name: str, version: str, qualifiers: dict[str, str]) -> str:
-    text = "&".join(f"{key}={quote(value, safe='/:')}" for key, value in sorted(qualifiers.items()))
-    return f"pkg:{kind}/{name.lower()}@{quote(version, safe='')}" + (f"?{text}" if text else "")
-
-
-def _digest_set(digest: str) -> dict[str, str]:
-    algorithm, _, value = digest.partition(":")
-    return {algorithm: value}
+    return purl("oci", name, digest, {"arch": platform.partition("/")[2], **qualifiers})
 
 
 def _properties(facts: dict[str, str]) -> list[dict[str, str]]:

@@ -52,10 +52,13 @@ class FakeNvml:
     `opening`: error code of nvmlInit; `calls`: names of the functions called, in order.
     """
 
-    def __init__(self, *devices: FakeDevice, opening: int | None = None, driver: str = "580.159.04") -> None:
+    def __init__(
+        self, *devices: FakeDevice, opening: int | None = None, driver: str = "580.159.04", cuda: int = 13000
+    ) -> None:
         self.devices = list(devices)
         self.opening = opening
         self.driver = driver
+        self.cuda = cuda
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -80,6 +83,9 @@ class FakeNvml:
 
     def _SystemGetDriverVersion(self) -> str:
         return self.driver
+
+    def _SystemGetCudaDriverVersion_v2(self) -> int:
+        return self.cuda
 
     def _DeviceGetCount(self) -> int:
         return len(self.devices)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from builder.cli.output import as_json, print_json, print_lines, stderr, stdout
 from builder.project import Project, find_project
 from builder.recipe import COMPATIBILITY, Precision
-from builder.terminal import Terminal, open_terminal
+
+__all__ = [
+    "as_json",
+    "compat",
+    "locate_project",
+    "lock",
+    "print_json",
+    "print_lines",
+    "project",
+    "selection",
+    "stderr",
+    "stdout",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 project = click.option(
     "--project",
     "folder",
@@ -48,23 +57,3 @@ def selection(command: F) -> F:
 def locate_project(folder: Path | None) -> Project:
     """Find the project from the folder given or the current one."""
     return find_project(Path.cwd(), folder)
-
-
-def stdout() -> Terminal:
-    """Where data goes."""
-    return open_terminal(sys.stdout, os.environ)
-
-
-def stderr() -> Terminal:
-    """Where everything else goes."""
-    return open_terminal(sys.stderr, os.environ)
-
-
-def print_lines(lines: list[str]) -> None:
-    """Print data for people."""
-    stdout().line("\n".join(lines))
-
-
-def print_json(document: object) -> None:
-    """Print data for scripts."""
-    stdout().line(json.dumps(document, indent=2, ensure_ascii=False))

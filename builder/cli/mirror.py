@@ -1,0 +1,40 @@
+"""`enginefarm mirror`."""
+
+from __future__ import annotations
+
+import threading
+
+import click
+
+from builder.cli import options
+from builder.cli.interrupt import stop_on_signals
+from builder.console import open_console
+from builder.mirror import mirror
+from builder.places import Talk, locate
+from builder.project import find_home
+from builder.report.pulled import mirrored_json, mirrored_line, mirrored_remark
+
+
+@click.command("mirror")
+@click.argument("source")
+@click.argument("destination")
+@click.option("--accept-older-index", is_flag=True, help="Replace a newer list of engines by an older one.")
+@click.option("--plain-http", is_flag=True, help="Talk without TLS to another machine.")
+@options.as_json
+def command(*, source: str, destination: str, accept_older_index: bool, plain_http: bool, as_json: bool) -> None:
+    """Copy a model's engines with all that is attached to them, bit by bit.
+
+    SOURCE and DESTINATION are each REGISTRY/PREFIX/MODEL[:TAG] or, for machines without a network, a folder as
+    oci:FOLDER/MODEL[:TAG], which other OCI tools read too. Signatures come along; they are judged by who pulls.
+    """
+    cancel, err = threading.Event(), options.stderr()
+    console = open_console(err, {})
+    with stop_on_signals(cancel, console.stopping, err), console:
+        talk = Talk(cancel=cancel, listen=console.listen, plain_http=plain_http)
+        ends = locate(source, talk), locate(destination, talk)
+        done = mirror(*ends, find_home(), cancel, console.listen, accept_older=accept_older_index)
+    if as_json:
+        options.print_json(mirrored_json(done))
+        return
+    options.stdout().line(mirrored_line(done))
+    err.line(mirrored_remark(done))

@@ -1,0 +1,121 @@
+"""Puts an engine where applications find it: a folder per model that is the old one or the new one, never a mixture."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from builder import durable
+from builder.errors import EnginefarmError, Reason
+from builder.jobs import ENGINE, KEY, MANIFEST
+from builder.locks import named_lock
+from builder.project import Home
+
+TRUST = "trust.json"
+FILES = (ENGINE, MANIFEST, KEY)
+_VERSIONS = ".versions"
+
+
+def place_engine(
+    home: Home, model: str, files: Mapping[str, Path], trust: Mapping[str, Any], cancel: threading.Event
+) -> Path:
+    """Make an engine the one that `builder.runtime.load(model)` loads; return its folder.
+
+    The folder is a link that is replaced in one step. The version before stays, for those who are reading it.
+
+    Raises:
+        EnginefarmError: PATH_OCCUPIED, DISK_FULL, STORE_READ_ONLY, INTERRUPTED.
+
+    """
+    link, versions = home.engines / model, home.engines / _VERSIONS / model
+    with durable.writing(str(link)), named_lock(home, f"engines-{model}", cancel):
+        if link.exists() and not link.is_symlink():
+            what = f"{link} is a folder that enginefarm did not make"
+            raise EnginefarmError(Reason.PATH_OCCUPIED, what, fix="move it away")
+        versions.mkdir(parents=True, exist_ok=True)
+        before = link.resolve().name if link.is_symlink() else None
+        folder = Path(tempfile.mkdtemp(prefix="v", dir=versions))
+        _fill(folder, files, trust)
+        durable.sync_folder(versions)
+        fresh = home.engines / f".{model}.link"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(folder.relative_to(home.engines))
+        fresh.replace(link)
+        durable.sync_folder(home.engines)
+        # what a killed pull left goes with the rest: nobody else is here
+        for other in versions.iterdir():
+            if other.name not in {folder.name, before}:
+                shutil.rmtree(other, ignore_errors=True)
+    return link
+
+
+def copy_engine(folder: Path, files: Mapping[str, Path], trust: Mapping[str, Any]) -> Path:
+    """Write an engine to a folder of the user's choice, whole or not at all; an older one there is replaced.
+
+    Raises:
+        EnginefarmError: PATH_OCCUPIED, DISK_FULL, STORE_READ_ONLY.
+
+    """
+    try:
+        with durable.writing(str(folder)):
+            _refuse_foreign(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            try:
+                _fill(temp, files, trust, share=False)
+                _swap(temp, folder)
+            finally:
+                shutil.rmtree(temp, ignore_errors=True)
+            durable.sync_folder(folder.parent)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder.parent} is no folder", why=str(error)) from error
+    except EnginefarmError as error:
+        if error.reason is Reason.STORE_READ_ONLY:
+            error.fix = "name a folder that you may write to"
+        raise
+    return folder
+
+
+def _fill(folder: Path, files: Mapping[str, Path], trust: Mapping[str, Any], *, share: bool = True) -> None:
+    folder.chmod(0o755)
+    for title in FILES:
+        _take(files[title], folder / title, share=share)
+    durable.write_atomically(folder / TRUST, json.dumps(trust, indent=2, sort_keys=True).encode() + b"\n", folder)
+
+
+def _take(source: Path, target: Path, *, share: bool) -> None:
+    # a second name for the store's file costs nothing; other file systems and strict kernels want a copy
+    if share:
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    durable.copy_hashed(source, target)
+    target.chmod(0o644)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} is not a folder that enginefarm wrote")
+    others = (
+        sorted(path.name for path in folder.iterdir() if path.name not in {*FILES, TRUST}) if folder.is_dir() else []
+    )
+    if others:
+        why = f"not ours: {', '.join(others[:5])}"
+        raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} holds other files", why=why)
+
+
+def _swap(temp: Path, folder: Path) -> None:
+    if not folder.exists():
+        temp.rename(folder)
+        return
+    older = temp.with_name(f"{temp.name}.older")
+    folder.rename(older)
+    temp.rename(folder)
+    shutil.rmtree(older, ignore_errors=True)

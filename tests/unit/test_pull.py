@@ -1,0 +1,518 @@
+"""Pulling: the right engine, checked, whole in the store and where applications load it; or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder import oci
+from builder.artifact import make_index
+from builder.compat import Fit, Wish
+from builder.engine_folder import FILES
+from builder.errors import EnginefarmError, Reason
+from builder.events import Event
+from builder.keys import KeyPair
+from builder.model_folder import ModelFolder
+from builder.places import Located, Talk, locate
+from builder.policy_rules import IndexRule, Policy
+from builder.project import Home
+from builder.pull import Order, Pulled, Puller
+from builder.store import Store
+from tests.artifacts import document, overwrite, refusal
+from tests.published import (
+    MODEL,
+    Parcel,
+    attach,
+    finish_engine,
+    header,
+    key_pair,
+    machine,
+    parcel,
+    policy_for,
+    publish,
+    publish_engine,
+    put,
+    signer_of,
+)
+
+TRUSTING = Policy()
+
+
+class Pull:
+    """A home, and a folder to pull from."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = Home(root=folder / "home")
+        self.place = ModelFolder(folder / "usb" / MODEL)
+        self.heard: list[Event] = []
+        self.store = Store(self.home.store)
+
+    def located(self, suffix: str = "") -> Located:
+        talk = Talk(cancel=threading.Event(), listen=self.heard.append)
+        return locate(f"oci:{self.place.root}{suffix}", talk)
+
+    def __call__(self, suffix: str = "", **order: Any) -> Pulled:
+        wanted: dict[str, Any] = {"machine": machine(), "policy": TRUSTING, "allow_unsigned": True}
+        puller = Puller(home=self.home, cancel=threading.Event(), listen=self.heard.append)
+        return puller.pull(self.located(suffix), Order(**wanted | order))
+
+    def refused(self, suffix: str = "", **order: Any) -> EnginefarmError:
+        """Pull what must be refused; nothing of it may be seen afterwards."""
+        before = self.seen()
+        error = refusal(lambda: self(suffix, **order))
+        assert self.seen() == before
+        return error
+
+    def seen(self) -> tuple[object, ...]:
+        link = self.home.engines / MODEL
+        return self.store.entries(), link.resolve() if link.exists() else None
+
+
+@pytest.fixture
+def pull(tmp_path: Path) -> Pull:
+    return Pull(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
+    return key_pair(tmp_path_factory.mktemp("farm"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> KeyPair:
+    return key_pair(tmp_path_factory.mktemp("stranger"), "stranger")
+
+
+def test_the_engine_ends_up_in_the_store_and_where_it_is_loaded(pull: Pull) -> None:
+    one = parcel()
+    published = publish(pull.place, [one], serial=7)
+    pulled = pull()
+    assert (pulled.job, pulled.serial, pulled.signer, pulled.verdict.fit) == (one.told.job, 7, None, Fit.SAME_SM)
+    assert pulled.reference == f"oci:{pull.place.root}@{published.artifacts[0]}"
+    assert pulled.downloaded == sum(len(content) for content in one.files.values())
+    (entry,) = pull.store.entries()
+    assert (entry.kind, entry.key, entry.name) == ("engine", one.told.key, one.told.job)
+    kept = {title: pull.store.read(entry, title) for title in pull.store.files(entry)}
+    assert kept == {title: content for title, content in one.files.items() if title != "layers.json"}
+    folder = pull.home.engines / MODEL
+    assert pulled.folder == folder
+    assert {title: (folder / title).read_bytes() for title in FILES} == {title: one.files[title] for title in FILES}
+    trust = document(folder / "trust.json")
+    assert trust.pop("checked_at").startswith("20")
+    assert trust == {
+        "engine_sha256": one.told.engine.sha256,
+        "manifest_sha256": oci.digest_of(one.files["manifest.json"]).removeprefix("sha256:"),
+        "signer": None,
+        "reference": pulled.reference,
+    }
+    # nothing of the transfer is left
+    assert [path.name for path in pull.home.pulls.iterdir() if path.is_dir()] == []
+
+
+def test_pulling_again_changes_nothing(pull: Pull) -> None:
+    one = parcel()
+    publish(pull.place, [one])
+    first = pull()
+    second = pull()
+    # the store keeps no layer report, as it follows from the manifest
+    assert (second.downloaded, second.reference) == (len(one.files["layers.json"]), first.reference)
+    assert len(pull.store.entries()) == 1
+
+
+def test_what_was_built_here_stays_and_needs_no_download(pull: Pull) -> None:
+    one = parcel()
+    publish(pull.place, [one])
+    built = pull.store.add(
+        kind="engine",
+        key=one.told.key,
+        name=one.told.job,
+        files={title: content for title, content in one.files.items() if title != "layers.json"},
+    )
+    pulled = pull()
+    assert pulled.downloaded == len(one.files["layers.json"])
+    assert pull.store.entries() == (built,)
+
+
+def test_a_new_manifest_of_a_pulled_engine_takes_the_place_of_the_old_one(pull: Pull) -> None:
+    publish(pull.place, [parcel()])
+    pull()
+    again = parcel(host={"system": "another"})
+    publish(pull.place, [again], serial=2)
+    assert pull().downloaded < len(again.files["model.plan"])
+    (entry,) = pull.store.entries()
+    assert pull.store.read(entry, "manifest.json") == again.files["manifest.json"]
+
+
+def test_the_best_one_is_taken(pull: Pull) -> None:
+    fp32, fp16 = parcel(precision="fp32"), parcel(precision="fp16")
+    publish(pull.place, [fp32, fp16])
+    assert pull().job == fp16.told.job
+    wish = replace(machine(), wish=Wish(precision="fp32"))
+    assert pull(machine=wish).job == fp32.told.job
+
+
+def test_where_none_fits_every_reason_is_told(pull: Pull) -> None:
+    publish(pull.place, [parcel(precision="fp32"), parcel(precision="fp16")])
+    error = pull.refused(machine=machine(sm="9.0"))
+    assert error.reason is Reason.NO_ENGINE_FITS
+    assert (error.why or "").count("EF-201") == 2
+    assert "--or-build" in (error.fix or "")
+
+
+def test_an_index_without_engines_fits_nobody(pull: Pull) -> None:
+    publish(pull.place, [])
+    assert pull.refused().reason is Reason.NO_ENGINE_FITS
+
+
+def test_a_copy_goes_where_it_is_asked_for(pull: Pull, tmp_path: Path) -> None:
+    publish(pull.place, [parcel()])
+    pulled = pull(to=tmp_path / "out")
+    assert pulled.folder == tmp_path / "out"
+    assert sorted(path.name for path in pulled.folder.iterdir()) == sorted([*FILES, "trust.json"])
+    assert not pull.home.engines.exists()
+
+
+def test_nothing_is_there(pull: Pull) -> None:
+    assert pull.refused().reason is Reason.ARTIFACT_MISSING
+    publish(pull.place, [parcel()])
+    assert pull.refused(":other").reason is Reason.ARTIFACT_MISSING
+
+
+# who signed it
+
+
+def test_signed_by_whom_the_policy_names(pull: Pull, farm: KeyPair) -> None:
+    publish(pull.place, [parcel()], signer=signer_of(farm))
+    pulled = pull(policy=policy_for(farm), allow_unsigned=False)
+    assert pulled.signer == "farm"
+    assert document(pulled.folder / "trust.json")["signer"] == "farm"
+
+
+def test_unsigned_is_refused_before_anything_is_fetched(
+    pull: Pull, farm: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(pull.place, [parcel()])
+
+    def fetch(*_: object) -> None:
+        raise AssertionError("nothing is to be fetched")
+
+    monkeypatch.setattr(ModelFolder, "fetch", fetch)
+    assert pull.refused(policy=policy_for(farm), allow_unsigned=False).reason is Reason.UNSIGNED
+
+
+def test_a_stranger_s_signature_does_not_do_even_where_none_would(pull: Pull, farm: KeyPair, stranger: KeyPair) -> None:
+    publish(pull.place, [parcel()], signer=signer_of(stranger))
+    for allow in (False, True):
+        assert pull.refused(policy=policy_for(farm), allow_unsigned=allow).reason is Reason.SIGNER_UNKNOWN
+
+
+def test_expired_and_revoked_keys(pull: Pull, farm: KeyPair) -> None:
+    publish(pull.place, [parcel()], signer=signer_of(farm))
+    assert pull.refused(policy=policy_for(farm, expired=True)).reason is Reason.KEY_EXPIRED
+    revoked = policy_for(farm, revoked={farm.key_id: "it was lost"})
+    assert pull.refused(policy=revoked).reason is Reason.KEY_REVOKED
+
+
+def test_a_signature_of_other_files_does_not_do(pull: Pull, farm: KeyPair) -> None:
+    one = parcel()
+    entry = publish_engine(pull.place, one, signer_of(farm))
+    changed = parcel(host={"system": "another"})
+    publish(pull.place, [changed])
+    bundle = pull.place.root / "blobs" / "sha256"
+    (signature,) = pull.place.referrers(entry["digest"])
+    content = json.loads((bundle / signature["digest"].removeprefix("sha256:")).read_bytes())
+    stolen = (bundle / content["layers"][0]["digest"].removeprefix("sha256:")).read_bytes()
+    index = json.loads((pull.place.manifest("latest", (oci.INDEX_TYPE,)) or (b"",))[0])
+    attach(pull.place, index["manifests"][0], stolen)
+    assert pull.refused(policy=policy_for(farm)).reason is Reason.SIGNATURE_INVALID
+
+
+def test_what_others_attach_spoils_nothing(pull: Pull, farm: KeyPair) -> None:
+    published = publish(pull.place, [parcel()], signer=signer_of(farm))
+    subject = oci.descriptor(oci.MANIFEST_TYPE, published.artifacts[0], 1)
+    for junk in (b"", b"junk", b"{}"):
+        attach(pull.place, subject, junk)
+    attach(pull.place, subject, b"found nothing", "application/scan")
+    assert pull(policy=policy_for(farm), allow_unsigned=False).signer == "farm"
+
+
+def test_the_index_must_be_signed_where_the_policy_says_so(pull: Pull, farm: KeyPair, stranger: KeyPair) -> None:
+    strict = policy_for(farm, index=IndexRule.SIGNED)
+    publish(pull.place, [parcel()], signer=signer_of(farm))
+    assert pull.refused(policy=strict).reason is Reason.UNSIGNED
+    publish(pull.place, [parcel()], signer=signer_of(farm), index_signer=signer_of(stranger), serial=2)
+    assert pull.refused(policy=strict).reason is Reason.SIGNER_UNKNOWN
+    publish(pull.place, [parcel()], signer=signer_of(farm), index_signer=signer_of(farm), serial=3)
+    assert pull(policy=strict).signer == "farm"
+
+
+# what the index says
+
+
+def test_an_older_index_is_refused(pull: Pull) -> None:
+    publish(pull.place, [parcel()], serial=5)
+    first = pull()
+    publish(pull.place, [parcel(variant=1)], serial=4)
+    assert pull.refused().reason is Reason.INDEX_ROLLED_BACK
+    # another tag has a history of its own, and a digest none
+    publish(pull.place, [parcel()], serial=1, tag="1")
+    assert pull(":1").reference == first.reference
+    assert pull(accept_older=True).serial == 4
+
+
+def test_what_is_asked_for_by_digest_cannot_be_rolled_back(pull: Pull) -> None:
+    old = publish(pull.place, [parcel()], serial=4)
+    publish(pull.place, [parcel(variant=1)], serial=5)
+    pull()
+    assert pull(f"@{old.index}").serial == 4
+    assert pull().serial == 5
+
+
+def test_a_poisoned_serial_of_an_unsigned_index_is_not_remembered(pull: Pull, farm: KeyPair) -> None:
+    strict = policy_for(farm, index=IndexRule.SIGNED)
+    publish(pull.place, [parcel()], serial=10**15)
+    pull.refused(policy=strict)
+    publish(pull.place, [parcel()], serial=1, signer=signer_of(farm), index_signer=signer_of(farm))
+    assert pull(policy=strict).serial == 1
+
+
+def test_an_index_of_another_model(pull: Pull) -> None:
+    publish(pull.place, [parcel("other")], model="other")
+    assert pull.refused().reason is Reason.IDENTITY_MISMATCH
+
+
+def test_a_newer_index(pull: Pull) -> None:
+    publish(pull.place, [parcel()], schema=2)
+    assert pull.refused().reason is Reason.ARTIFACT_TOO_NEW
+
+
+# what the engine says
+
+
+def test_an_engine_of_another_model(pull: Pull) -> None:
+    publish(pull.place, [parcel("other")])
+    assert pull.refused().reason is Reason.IDENTITY_MISMATCH
+
+
+def newer() -> Parcel:
+    one = parcel()
+    content = json.loads(one.files["manifest.json"]) | {"schema_version": 2, "what": "is this"}
+    return one.changed(manifest_json=json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(
+    ("one", "reason"),
+    [
+        (parcel(engine=b"vtrt"), Reason.ENGINE_HEADER),
+        (parcel(engine=b"\x7fELF" + bytes(100)), Reason.ENGINE_HEADER),
+        (parcel(engine=header("1.6.0.0") + b"1"), Reason.ENGINE_HEADER),
+        (parcel(engine=header("1.7.1.116", b"ftrt") + b"1"), Reason.ENGINE_HEADER),
+        (parcel().entitled(engine="0" * 64), Reason.IDENTITY_MISMATCH),
+        (parcel().entitled(engine_size="1"), Reason.IDENTITY_MISMATCH),
+        (parcel().entitled(job="something-else"), Reason.IDENTITY_MISMATCH),
+        (parcel().entitled(key="0" * 64), Reason.IDENTITY_MISMATCH),
+        (parcel().entitled(engine_verified="true"), Reason.IDENTITY_MISMATCH),
+        (parcel().entitled(weights=None), Reason.IDENTITY_MISMATCH),
+        (parcel().changed(key_json=b"{}"), Reason.ARTIFACT_INVALID),
+        (parcel().changed(key_json=parcel(variant=1).files["key.json"]), Reason.IDENTITY_MISMATCH),
+        (parcel().changed(proof_json=parcel(variant=1).files["proof.json"]), Reason.IDENTITY_MISMATCH),
+        (parcel().changed(proof_json=parcel().files["key.json"]), Reason.IDENTITY_MISMATCH),
+        (parcel().changed(layers_json=b"{}"), Reason.IDENTITY_MISMATCH),
+        (parcel().changed(manifest_json=b"{}"), Reason.MANIFEST_INVALID),
+        (parcel().changed(model_plan=parcel("other").files["model.plan"]), Reason.IDENTITY_MISMATCH),
+        (newer(), Reason.ARTIFACT_TOO_NEW),
+    ],
+)
+def test_an_engine_that_is_not_what_it_says(pull: Pull, one: Parcel, reason: Reason) -> None:
+    publish(pull.place, [one])
+    assert pull.refused().reason is reason
+
+
+def test_an_index_that_promises_too_much(pull: Pull) -> None:
+    told = parcel().told
+    hopper = parcel(target=told.target.model_copy(update={"sms": ["9.0"]})).entitled(sms="8.6")
+    publish(pull.place, [hopper])
+    assert pull.refused().reason is Reason.SM_MISMATCH
+    later = parcel(
+        engine=header("1.8.0.1") + b"1", stack=told.stack.model_copy(update={"tensorrt": "1.8.0.1"})
+    ).entitled(tensorrt="1.7.1.116")
+    publish(pull.place, [later], serial=2)
+    assert pull.refused().reason is Reason.TENSORRT_VERSION
+
+
+def test_host_code_needs_the_policy_s_word(pull: Pull, farm: KeyPair) -> None:
+    one = parcel()
+    engine = one.told.engine.model_copy(update={"needs_host_code": True})
+    told = one.told.model_copy(update={"engine": engine})
+    carrying = replace(one, told=told).changed(manifest_json=told.to_json().encode())
+    publish(pull.place, [carrying], signer=signer_of(farm))
+    plain = policy_for(farm)
+    error = pull.refused(policy=plain)
+    assert error.reason is Reason.NO_ENGINE_FITS
+    assert "EF-216" in (error.why or "")
+    allowed = Policy(rules=(replace(plain.rules[0], host_code=True),))
+    assert pull(policy=allowed).signer == "farm"
+
+
+# names and sizes
+
+
+@pytest.mark.parametrize(
+    ("title", "reason"),
+    [
+        ("../../etc/passwd", Reason.NAME_UNSAFE),
+        ("/etc/passwd", Reason.NAME_UNSAFE),
+        ("..", Reason.NAME_UNSAFE),
+        ("", Reason.NAME_UNSAFE),
+        ("model.plan/../key.json", Reason.NAME_UNSAFE),
+        ("link -> /etc/passwd", Reason.NAME_UNSAFE),
+        ("a\\b", Reason.NAME_UNSAFE),
+        ("model.plan\0.txt", Reason.NAME_UNSAFE),
+        ("run.sh", Reason.ARTIFACT_INVALID),
+        ("manifest.json", Reason.ARTIFACT_INVALID),
+        ("key.json", Reason.ARTIFACT_INVALID),
+    ],
+)
+def test_names_that_lead_elsewhere(pull: Pull, title: str, reason: Reason) -> None:
+    def add(content: dict[str, Any]) -> None:
+        digest, size = put(pull.place, b"root:x:0:0")
+        content["layers"].append(oci.descriptor("application/octet-stream", digest, size, {oci.TITLE: title}))
+
+    publish_changed(pull, add)
+    assert pull.refused().reason is reason
+
+
+def publish_changed(pull: Pull, change: Any, one: Parcel | None = None) -> None:
+    """Publish an engine whose OCI manifest is changed."""
+    one = one or parcel()
+    entry = publish_engine(pull.place, one)
+    content = json.loads((pull.place.manifest(entry["digest"], (oci.MANIFEST_TYPE,)) or (b"",))[0])
+    change(content)
+    entry = finish_engine(pull.place, one, json.dumps(content).encode())
+    pull.place.put_manifest("latest", make_index(MODEL, [entry], 1), oci.INDEX_TYPE)
+
+
+def test_a_bomb_that_says_so_is_not_fetched(pull: Pull) -> None:
+    def swell(content: dict[str, Any]) -> None:
+        for layer in content["layers"]:
+            if layer["annotations"][oci.TITLE] == "model.plan":
+                layer["size"] = 10 << 30
+
+    publish_changed(pull, swell)
+    assert pull.refused().reason is Reason.SIZE_REFUSED
+
+
+def test_a_limit_of_one_s_own(pull: Pull) -> None:
+    one = parcel()
+    publish(pull.place, [one])
+    total = sum(len(content) for content in one.files.values())
+    assert pull.refused(max_bytes=total - 1).reason is Reason.SIZE_REFUSED
+    assert pull(max_bytes=total).downloaded == total
+
+
+def test_no_room_is_said_before_the_download(pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(pull.place, [parcel()])
+    monkeypatch.setattr("builder.host.free_disk_bytes", lambda _: 1000)
+    assert pull.refused().reason is Reason.DISK_FULL
+
+
+# what goes wrong on the way
+
+
+def blob(pull: Pull, content: bytes) -> Path:
+    return pull.place.root / "blobs" / "sha256" / oci.digest_of(content).removeprefix("sha256:")
+
+
+@pytest.mark.parametrize("title", ["model.plan", "manifest.json", "key.json", "proof.json", "layers.json"])
+def test_a_flipped_bit(pull: Pull, title: str) -> None:
+    one = parcel()
+    publish(pull.place, [one])
+    path = blob(pull, one.files[title])
+    overwrite(path, bytes([one.files[title][0] ^ 4]) + one.files[title][1:])
+    assert pull.refused().reason is Reason.DOWNLOAD_CORRUPT
+    overwrite(path, one.files[title])
+    assert pull().job == one.told.job
+
+
+def test_the_next_pull_takes_up_what_has_come(pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = parcel()
+    publish(pull.place, [one])
+    path = blob(pull, one.files["model.plan"])
+    overwrite(path, b"torn")
+    pull.refused()
+    overwrite(path, one.files["model.plan"])
+    fetched: list[str] = []
+    fetch = ModelFolder.fetch
+
+    def note(self: ModelFolder, described: oci.Document, destination: Path) -> None:
+        fetched.append(described["digest"])
+        fetch(self, described, destination)
+
+    monkeypatch.setattr(ModelFolder, "fetch", note)
+    pull()
+    assert oci.digest_of(one.files["model.plan"]) in fetched
+    assert len(fetched) < len(one.files)
+
+
+def test_what_is_refused_for_good_does_not_stay_on_the_disk(pull: Pull) -> None:
+    publish(pull.place, [parcel("other")])
+    assert pull.refused().reason is Reason.IDENTITY_MISMATCH
+    assert [path.name for path in pull.home.pulls.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("step", ["Store.add", "place_engine", "check_pulled", "_gather"])
+def test_a_pull_that_dies_leaves_nothing_half(pull: Pull, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def die(*_: object, **__: object) -> None:
+        raise KilledError
+
+    one = parcel()
+    publish(pull.place, [one])
+    with monkeypatch.context() as patch:
+        patch.setattr(f"builder.pull.{step}", die)
+        with pytest.raises(KilledError):
+            pull()
+    assert not (pull.home.engines / MODEL).exists()
+    assert len(pull.store.entries()) == (1 if step == "place_engine" else 0)
+    assert pull.store.verify() == ()
+    assert pull().downloaded <= len(one.files["layers.json"])
+    assert len(pull.store.entries()) == 1
+
+
+def test_two_at_once_do_no_harm(pull: Pull) -> None:
+    one = parcel()
+    publish(pull.place, [one])
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            pull()
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert len(pull.store.entries()) == 1
+    assert pull.store.verify() == ()
+    assert (pull.home.engines / MODEL / "model.plan").read_bytes() == one.files["model.plan"]
+
+
+def test_it_tells_how_it_goes(pull: Pull) -> None:
+    publish(pull.place, [parcel()])
+    pull()
+    pull.refused(max_bytes=1)
+    publish(pull.place, [parcel("other")], serial=2)
+    pull.refused()
+    told = [(type(event).__name__, getattr(event, "ok", None)) for event in pull.heard]
+    assert told == [("StepStarted", None), ("StepFinished", True), ("StepStarted", None), ("StepFinished", False)]
