@@ -118,6 +118,7 @@ class Registry:
         self._session = Session(registry, plain_http=plain_http, cancel=cancel)
         self._meter = Meter(self.subject, listen)
         self._failed = threading.Event()
+        self._keeps_lists = True
 
     def manifest(self, reference: str, accept: tuple[str, ...]) -> tuple[bytes, oci.Document] | None:
         """Fetch a manifest or an index by tag or digest, with its descriptor; null where there is none.
@@ -139,6 +140,17 @@ class Registry:
         kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
         return answer.content, oci.descriptor(kind, digest, len(answer.content))
 
+    def resolve(self, reference: str, accept: tuple[str, ...]) -> str | None:
+        """Ask for the digest of a manifest or an index under a tag; null where there is none."""
+        answer = self._ask("HEAD", f"manifests/{reference}", {"Accept": ", ".join(accept)}, allowed=_NOT_FOUND)
+        if answer.missing:
+            return None
+        digest = answer.headers.get("Docker-Content-Digest", "")
+        if not _DIGEST.fullmatch(digest):
+            found = self.manifest(reference, accept)
+            return None if found is None else str(found[1]["digest"])
+        return digest
+
     def put_manifest(self, reference: str, content: bytes, media_type: str) -> oci.Document:
         """Write a manifest or an index under a tag or its digest; return its descriptor."""
         self._put(reference, content, media_type)
@@ -157,6 +169,24 @@ class Registry:
         self._meter.expect(size)
         path = self._path(f"blobs/{digest}")
         download(self._session, path, digest, size, destination, self._meter, self._check_stop)
+
+    def read(self, descriptor: oci.Document) -> bytes:
+        """Fetch a small blob into memory.
+
+        Raises:
+            EnginefarmError: DOWNLOAD_CORRUPT, SIZE_REFUSED above 4 MiB, ARTIFACT_MISSING.
+
+        """
+        digest = descriptor["digest"]
+        if not _DIGEST.fullmatch(digest):
+            raise EnginefarmError(Reason.ARTIFACT_INVALID, f"{digest!r} is no digest")
+        answer = self._ask("GET", f"blobs/{digest}", allowed=_NOT_FOUND)
+        if answer.missing:
+            raise EnginefarmError(Reason.ARTIFACT_MISSING, f"{self.registry}/{self.repository} lacks {digest}")
+        if (actual := oci.digest_of(answer.content)) != digest:
+            why = f"expected {digest}\nactual   {actual}"
+            raise EnginefarmError(Reason.DOWNLOAD_CORRUPT, "a document came with another digest", why=why)
+        return answer.content
 
     def push(self, content: Path | bytes, digest: str, size: int, *, mount_from: str | None = None) -> bool:
         """Bring a blob to the repository. False: nothing was sent, it is there or could be mounted.
@@ -204,8 +234,6 @@ class Registry:
 
         """
         digest = oci.digest_of(content)
-        self.push(oci.EMPTY, oci.digest_of(oci.EMPTY), len(oci.EMPTY))
-        self.push(content, digest, len(content))
         manifest = {
             "schemaVersion": 2,
             "mediaType": oci.MANIFEST_TYPE,
@@ -218,11 +246,35 @@ class Registry:
         raw = json.dumps(manifest, sort_keys=True).encode()
         entry = oci.descriptor(oci.MANIFEST_TYPE, oci.digest_of(raw), len(raw), annotations)
         entry["artifactType"] = artifact_type
+        if any(one.get("digest") == entry["digest"] for one in self.referrers(subject["digest"], artifact_type)):
+            return entry
+        self.push(oci.EMPTY, oci.digest_of(oci.EMPTY), len(oci.EMPTY))
+        self.push(content, digest, len(content))
         answer = self._put(entry["digest"], raw, oci.MANIFEST_TYPE)
         # a registry that lists referrers itself says so
         if answer.headers.get("OCI-Subject") != subject["digest"]:
             self.ensure_listed(subject["digest"], [entry])
         return entry
+
+    def attached(self, entry: oci.Document) -> bytes:
+        """Read the document that a referrer holds.
+
+        Raises:
+            EnginefarmError: ARTIFACT_MISSING, ARTIFACT_INVALID, DOWNLOAD_CORRUPT, SIZE_REFUSED above 4 MiB.
+
+        """
+        digest = str(entry.get("digest"))
+        where = f"{self.registry}/{self.repository}@{digest}"
+        found = self.manifest(digest, (oci.MANIFEST_TYPE,)) if _DIGEST.fullmatch(digest) else None
+        if found is None:
+            raise EnginefarmError(Reason.ARTIFACT_MISSING, f"there is no {where}")
+        try:
+            (layer,) = json.loads(found[0])["layers"]
+            wanted = oci.descriptor("", str(layer["digest"]), int(layer["size"]))
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"{where} holds no single document"
+            raise EnginefarmError(Reason.ARTIFACT_INVALID, what, why=repr(error)) from error
+        return self.read(wanted)
 
     def ensure_listed(self, digest: str, entries: list[oci.Document]) -> None:
         """Where the registry keeps no list of referrers, keep it under a tag; entries of others stay.
@@ -295,7 +347,10 @@ class Registry:
         return answer
 
     def _listed(self, digest: str) -> list[Any] | None:
-        return self._pages(f"referrers/{digest}", "manifests", _NO_LIST)
+        found = self._pages(f"referrers/{digest}", "manifests", _NO_LIST) if self._keeps_lists else None
+        # a registry that keeps such lists has an empty one for what it does not know
+        self._keeps_lists = found is not None
+        return found
 
     def _tagged(self, digest: str) -> list[Any]:
         tag = digest.replace(":", "-")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import email.utils
+import http.client
 import ipaddress
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,11 +16,12 @@ from urllib.parse import urljoin, urlsplit
 import oras.provider
 import requests
 import urllib3
-from docker.auth import INDEX_NAME, load_config
-from docker.errors import DockerException
+from docker.auth import INDEX_NAME
 from requests.adapters import HTTPAdapter
 
 from builder.errors import EnginefarmError, Reason
+from builder.registry_auth import Login, authorise, read_login
+from builder.registry_retry import PASSING, PassingError, Patience, as_passing, retry_after, shown
 
 T = TypeVar("T")
 Body = Any
@@ -32,22 +32,7 @@ _WAIT_S = (10.0, 60.0)
 # where a registry reads a large file again before it answers
 _COMMIT_S = (10.0, 600.0)
 _KNOCK_ATTEMPTS = 3
-ATTEMPTS = 5
-_PAUSE_S = 0.5
-# who is told to wait longer had better come back another time
-_LONGEST_PAUSE_S = 120.0
-# what passes on a second attempt: a server that is busy or restarts
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _TEXT_BYTES = 600
-_MANY = 64 << 10
-
-
-class PassingError(Exception):
-    """Something that may pass. `pause_s`: how long the server asks to wait."""
-
-    def __init__(self, why: str, pause_s: float | None = None) -> None:
-        super().__init__(why)
-        self.pause_s = pause_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,35 +50,6 @@ class Answer:
         return self.status == HTTPStatus.NOT_FOUND
 
 
-class Patience:
-    """Attempts at one thing. Whoever gets further between two of them has all of them again."""
-
-    def __init__(self, cancel: threading.Event, attempts: int = ATTEMPTS) -> None:
-        self._cancel = cancel
-        self._attempts = attempts
-        self._failed = 0
-
-    def progress(self, count: int) -> None:
-        """Note that so many bytes went over since the last failure."""
-        if count >= _MANY:
-            self._failed = 0
-
-    def pause(self, error: PassingError, url: str) -> None:
-        """Wait before the next attempt.
-
-        Raises:
-            EnginefarmError: REGISTRY_UNREACHABLE after the last one, INTERRUPTED.
-
-        """
-        pause_s = error.pause_s if error.pause_s is not None else _PAUSE_S * float(2**self._failed)
-        self._failed += 1
-        if self._failed >= self._attempts or pause_s > _LONGEST_PAUSE_S:
-            what = f"{_shown(url)}: the registry does not answer"
-            raise EnginefarmError(Reason.REGISTRY_UNREACHABLE, what, why=str(error)) from error
-        if self._cancel.wait(pause_s):
-            raise EnginefarmError(Reason.INTERRUPTED, "talking to a registry was stopped") from error
-
-
 class Session:
     """One registry as one user. Safe for several threads. Nothing is sent before the first question."""
 
@@ -105,6 +61,8 @@ class Session:
         self._plain_http = plain_http
         self._lock = threading.RLock()
         self._registry: Any = None
+        self._login = Login()
+        self._authorization: str | None = None
 
     def ask(
         self,
@@ -152,9 +110,9 @@ class Session:
             return response
         with response:
             text = _text(response)
-        why = f"{method} {_shown(url)}: {response.status_code} {response.reason}\n{text}".rstrip()
-        if response.status_code in _PASSING:
-            raise PassingError(why, _retry_after(response.headers.get("Retry-After")))
+        why = f"{method} {shown(url)}: {response.status_code} {response.reason}\n{text}".rstrip()
+        if response.status_code in PASSING:
+            raise PassingError(why, retry_after(response.headers.get("Retry-After")))
         fix = f"docker login {self.host}" if response.status_code == HTTPStatus.UNAUTHORIZED else None
         raise EnginefarmError(Reason.REGISTRY_REFUSED, f"{self.host} refused", why=why, fix=fix)
 
@@ -164,7 +122,7 @@ class Session:
         with self.open(method, path, headers, body, allowed) as response:
             content = read_some(response, limit + 1) if method != "HEAD" else b""
         if len(content) > limit:
-            what = f"{_shown(response.url)} is larger than {limit} bytes"
+            what = f"{shown(response.url)} is larger than {limit} bytes"
             raise EnginefarmError(Reason.SIZE_REFUSED, what, fix="do not use this artifact")
         return Answer(status=response.status_code, headers=response.headers, content=content, url=response.url)
 
@@ -182,32 +140,13 @@ class Session:
         with self._lock:
             # another thread may have got a new one meanwhile
             if self._authorisation(url) == token:
-                self._authenticate(response)
+                self._authorization = authorise(self._registry, self._login, response)
         return self._send(method, url, {**headers, **self._authorisation(url)}, body)
-
-    def _authenticate(self, response: requests.Response) -> None:
-        auth = self._registry.auth
-        # the token that was given for reading does not do for writing, and the library keeps it
-        auth.token = None
-        try:
-            headers, changed = auth.authenticate_request(response, {})
-        except (requests.RequestException, OSError) as error:
-            raise _as_passing(error, response.url) from error
-        except (ValueError, AttributeError, TypeError) as error:
-            # the library trusts what token servers say
-            raise self._nobody(repr(error)) from error
-        if not changed or not headers.get("Authorization"):
-            raise self._nobody(str(response.headers.get("Www-Authenticate")))
-        self._authorization = headers["Authorization"]
-
-    def _nobody(self, why: str) -> EnginefarmError:
-        what = f"{self.host} asks who you are, and did not take the answer"
-        return EnginefarmError(Reason.REGISTRY_REFUSED, what, why=why, fix=f"docker login {self.host}")
 
     def _authorisation(self, url: str) -> dict[str, str]:
         # tokens are for the registry alone, not for where it sends us
-        known = getattr(self, "_authorization", None)
-        return {"Authorization": known} if known and self._is_own(url) else {}
+        known = self._authorization
+        return {"Authorization": known} if known is not None and self._is_own(url) else {}
 
     def _is_own(self, url: str) -> bool:
         return urlsplit(url).netloc == self._at
@@ -219,7 +158,7 @@ class Session:
                 method, url, headers=headers, data=body, stream=True, timeout=wait, verify=_verify()
             )
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise _as_passing(error, url) from error
+            raise as_passing(error, url) from error
         return response
 
     def _open(self) -> None:
@@ -243,8 +182,10 @@ class Session:
                 errors.append(error)
                 continue
             kind = "basic" if challenge.lower().startswith("basic") else "token"
+            self._login = read_login(self.host, needed=kind == "basic")
             registry = self._connect(prefix, kind)
-            self._log_in(registry, kind)
+            if self._login.user is not None:
+                registry.auth.set_basic_auth(self._login.user, self._login.password)
             return registry
         # where nobody is, both say the same; a bad certificate is told by the second
         raise errors[-1]
@@ -256,11 +197,11 @@ class Session:
             with session.get(url, timeout=_WAIT_S, verify=_verify(), stream=True) as response:
                 status, challenge = response.status_code, str(response.headers.get("Www-Authenticate", ""))
         except (requests.RequestException, OSError) as error:
-            raise _as_passing(error, url) from error
+            raise as_passing(error, url) from error
         finally:
             session.close()
         # what a server for TLS says to plain HTTP
-        if status == HTTPStatus.BAD_REQUEST or status in _PASSING:
+        if status == HTTPStatus.BAD_REQUEST or status in PASSING:
             raise PassingError(f"GET {url}: {status}")
         return challenge
 
@@ -277,20 +218,6 @@ class Session:
         session.mount("http://", _PlainHttp(anywhere=self._plain_http))
         return registry
 
-    def _log_in(self, registry: Any, kind: str) -> None:
-        try:
-            login = load_config().resolve_authconfig(self.host) or {}
-        except (DockerException, ValueError) as error:
-            what = f"Docker's log-in for {self.host} cannot be read"
-            raise EnginefarmError(Reason.REGISTRY_REFUSED, what, why=str(error), fix=None) from error
-        # files and credential helpers spell them differently
-        user, password = (login.get(name) or login.get(name.title()) for name in ("username", "password"))
-        if user and password is not None:
-            registry.auth.set_basic_auth(user, password)
-        elif kind == "basic":
-            what = f"nobody is logged in to {self.host}"
-            raise EnginefarmError(Reason.REGISTRY_REFUSED, what, fix=f"docker login {self.host}")
-
 
 class _PlainHttp(HTTPAdapter):
     """Refuses to talk plainly to other machines, wherever the registry sends us."""
@@ -303,7 +230,7 @@ class _PlainHttp(HTTPAdapter):
         """Send it, or not."""
         url = str(request.url)
         if not self._anywhere and not is_loopback(urlsplit(url).netloc):
-            what = f"{_shown(url)} is plain HTTP: everybody on the way could read and change it"
+            what = f"{shown(url)} is plain HTTP: everybody on the way could read and change it"
             raise EnginefarmError(Reason.REGISTRY_REFUSED, what, fix="--plain-http allows it")
         return super().send(request, *arguments, **options)
 
@@ -327,8 +254,29 @@ def read_some(response: requests.Response, count: int) -> bytes:
     try:
         content: bytes = response.raw.read(count, decode_content=False)
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise _as_passing(error, response.url) from error
+        raise as_passing(error, response.url) from error
     return content
+
+
+class Reader:
+    """Reads an answer's body as it came, into memory that is there already: twice as fast as having it allocated."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._url = response.url
+        # what lies under urllib3, which would make a copy of every part
+        self._source: Any = getattr(response.raw, "_fp", None) or response.raw
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill a buffer as far as it goes; 0 at the end, and where a connection was closed too early.
+
+        Raises:
+            PassingError: the connection broke.
+
+        """
+        try:
+            return int(self._source.readinto(buffer))
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            raise as_passing(error, self._url) from error
 
 
 def _text(response: requests.Response) -> str:
@@ -336,47 +284,6 @@ def _text(response: requests.Response) -> str:
         return read_some(response, _TEXT_BYTES).decode(errors="replace").strip()
     except PassingError:
         return ""
-
-
-def _as_passing(error: Exception, url: str) -> Exception:
-    """Tell what may pass (refused, reset, timed out) from what does not (names, certificates, URLs)."""
-    why = str(error) or repr(error)
-    cause = getattr(error.args[0], "reason", None) if error.args else None
-    lasting = (
-        isinstance(error, requests.exceptions.SSLError | requests.exceptions.InvalidURL | FileNotFoundError)
-        or isinstance(cause, urllib3.exceptions.NameResolutionError | urllib3.exceptions.SSLError)
-        or (isinstance(error, OSError) and "CA certificate" in why)
-    )
-    if lasting:
-        return EnginefarmError(Reason.REGISTRY_UNREACHABLE, f"{_shown(url)} cannot be reached", why=why)
-    broken = (
-        requests.ConnectionError,
-        requests.Timeout,
-        requests.exceptions.ChunkedEncodingError,
-        urllib3.exceptions.HTTPError,
-        ConnectionError,
-        TimeoutError,
-    )
-    if isinstance(error, broken):
-        return PassingError(why)
-    return EnginefarmError(Reason.REGISTRY_UNREACHABLE, f"{_shown(url)} cannot be reached", why=why)
-
-
-def _retry_after(text: str | None) -> float | None:
-    if text is None:
-        return None
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(0.0, moment.timestamp() - time.time())
-
-
-def _shown(url: str) -> str:
-    # what storage behind a registry takes for a password stands in the query
-    return url.partition("?")[0]
 
 
 def _verify() -> str | bool:

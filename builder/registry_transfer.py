@@ -15,9 +15,11 @@ import requests
 from builder import durable
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, StepAdvanced
-from builder.registry_session import Answer, PassingError, Patience, Session, read_some
+from builder.registry_retry import PassingError, Patience
+from builder.registry_session import Answer, Reader, Session
 
-_CHUNK = 1 << 20
+# fits the processor's cache: larger ones are slower
+_CHUNK = 256 << 10
 _OCTETS = {"Content-Type": "application/octet-stream"}
 # the registry knows nothing of an upload, or of less of it than we thought
 _FORGOTTEN = (404, 405, 416)
@@ -88,7 +90,7 @@ class _Download:
     def run(self) -> str:
         """Fetch what is missing; return the digest of it all."""
         patience = Patience(self._session.cancel)
-        with durable.writing(str(self._part), self._size), self._part.open("a+b") as out:
+        with durable.writing(str(self._part), self._size), self._part.open("a+b", buffering=0) as out:
             self._take_up(out)
             while self._have < self._size:
                 before = self._have
@@ -111,7 +113,7 @@ class _Download:
         self._meter.advance(-self._have)
         self._have, self._digest = 0, hashlib.sha256()
 
-    def _count(self, chunk: bytes) -> None:
+    def _count(self, chunk: bytes | memoryview) -> None:
         self._digest.update(chunk)
         self._have += len(chunk)
         self._meter.advance(len(chunk))
@@ -130,19 +132,25 @@ class _Download:
             length = response.headers.get("Content-Length", "")
             if length.isdigit() and int(length) > self._size - self._have:
                 raise self._too_large(f"{int(length)} more bytes would come after {self._have}")
+            reader, buffer = Reader(response), memoryview(bytearray(_CHUNK))
             while self._have < self._size:
                 self._stopped()
-                chunk = read_some(response, min(_CHUNK, self._size - self._have))
-                if not chunk:
+                count = reader.readinto(buffer[: self._size - self._have])
+                if not count:
                     raise PassingError(f"{self._have} of {self._size} bytes came")
-                out.write(chunk)
-                self._count(chunk)
-            if read_some(response, 1):
+                _write(out, buffer[:count])
+                self._count(buffer[:count])
+            if reader.readinto(buffer[:1]):
                 raise self._too_large(f"more than {self._size} bytes came")
 
     def _too_large(self, why: str) -> EnginefarmError:
         what = f"{self._session.host} sends more than the {self._size} bytes it spoke of"
         return EnginefarmError(Reason.SIZE_REFUSED, what, why=why, fix="do not use this artifact")
+
+
+def _write(out: IO[bytes], view: memoryview) -> None:
+    while view:
+        view = view[out.write(view) :]
 
 
 def upload(

@@ -13,7 +13,8 @@ from builder.bases import Base, Bases
 from builder.durable import sha256_file
 from builder.image_inputs import EXPORT, context_files
 from builder.image_record import ImageRecord
-from builder.provenance import digest_set, purl, slsa_statement
+from builder.manifest import Manifest
+from builder.provenance import ENGINE_BUILD, digest_set, purl, slsa_statement
 from builder.stacks import BuildStackFile, Stack
 
 # names only, under which others can tell these documents apart; nothing is fetched from there
@@ -58,6 +59,65 @@ def provenance_statement(record: ImageRecord, stack: Stack, bases: Bases) -> Doc
         dependencies=_dependencies(record, stack, bases),
         version=__version__,
     )
+
+
+def engine_materials(manifest: Manifest) -> Document:
+    """Describe in CycloneDX 1.6 what built an engine, by nothing but its manifest: no clock, no chance."""
+    stack, engine = manifest.stack, manifest.engine
+    system, _, machine = stack.platform.partition("/")
+    packages = [_package(pin) for pin in stack.packages]
+    image = [] if stack.image is None else [_stack_image(stack.name, stack.image, stack.platform)]
+    facts = {
+        "cuda": stack.cuda,
+        "job": manifest.job,
+        "key": manifest.key,
+        "lock-sha256": stack.lock_sha256,
+        "onnx-sha256": manifest.onnx.sha256,
+        "stack": stack.name,
+        "tensorrt": stack.tensorrt,
+    }
+    name = f"{ENGINE_BUILD}/{engine.sha256}/{manifest.key}"
+    reference = f"engine:sha256:{engine.sha256}"
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, name)}",
+        "version": 1,
+        "metadata": {
+            "timestamp": manifest.created.isoformat(),
+            "tools": {"components": [{"type": "application", "name": "enginefarm", "version": manifest.farm_version}]},
+            "component": {
+                "type": "machine-learning-model",
+                "bom-ref": reference,
+                "name": manifest.job,
+                "version": manifest.key,
+                "description": manifest.recipe.description,
+                "licenses": [{"license": {"name": manifest.recipe.licence}}],
+                "hashes": [{"alg": "SHA-256", "content": engine.sha256}],
+                "properties": _properties(facts | {"machine": machine, "system": system}),
+            },
+        },
+        "components": [*image, *packages],
+        "dependencies": [{"ref": reference, "dependsOn": [one["bom-ref"] for one in (*image, *packages)]}],
+        # packages that the image holds besides, and what the engine took from TensorRT, are not known
+        "compositions": [{"aggregate": "incomplete", "assemblies": [reference]}],
+    }
+
+
+def _stack_image(name: str, digest: str, platform: str) -> Document:
+    url = _oci(name, digest, platform, {})
+    return {"type": "container", "bom-ref": url, "name": name, "version": digest, "purl": url}
+
+
+def _package(pin: str) -> Document:
+    name, at, place = pin.partition(" @ ")
+    if at:
+        url = purl("generic", name, place.rpartition("/")[2], {"download_url": place})
+        return {"type": "library", "bom-ref": url, "name": name, "purl": url}
+    name, _, version = pin.partition("==")
+    url = purl("pypi", name, version)
+    return {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
 
 
 def _image(record: ImageRecord, stack: Stack) -> Document:

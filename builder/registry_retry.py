@@ -1,0 +1,102 @@
+"""What is worth a second try when talking to a registry, and how long to wait for it."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import threading
+import time
+
+import requests
+import urllib3
+
+from builder.errors import EnginefarmError, Reason
+
+ATTEMPTS = 5
+PASSING = frozenset({408, 429, 500, 502, 503, 504})
+"""What passes on a second attempt: a server that is busy or restarts."""
+
+_PAUSE_S = 0.5
+# who is told to wait longer had better come back another time
+_LONGEST_PAUSE_S = 120.0
+_MANY = 64 << 10
+
+
+class PassingError(Exception):
+    """Something that may pass. `pause_s`: how long the server asks to wait."""
+
+    def __init__(self, why: str, pause_s: float | None = None) -> None:
+        super().__init__(why)
+        self.pause_s = pause_s
+
+
+class Patience:
+    """Attempts at one thing. Whoever gets further between two of them has all of them again."""
+
+    def __init__(self, cancel: threading.Event, attempts: int = ATTEMPTS) -> None:
+        self._cancel = cancel
+        self._attempts = attempts
+        self._failed = 0
+
+    def progress(self, count: int) -> None:
+        """Note that so many bytes went over since the last failure."""
+        if count >= _MANY:
+            self._failed = 0
+
+    def pause(self, error: PassingError, url: str) -> None:
+        """Wait before the next attempt.
+
+        Raises:
+            EnginefarmError: REGISTRY_UNREACHABLE after the last one, INTERRUPTED.
+
+        """
+        pause_s = error.pause_s if error.pause_s is not None else _PAUSE_S * float(2**self._failed)
+        self._failed += 1
+        if self._failed >= self._attempts or pause_s > _LONGEST_PAUSE_S:
+            what = f"{shown(url)}: the registry does not answer"
+            raise EnginefarmError(Reason.REGISTRY_UNREACHABLE, what, why=str(error)) from error
+        if self._cancel.wait(pause_s):
+            raise EnginefarmError(Reason.INTERRUPTED, "talking to a registry was stopped") from error
+
+
+def as_passing(error: Exception, url: str) -> Exception:
+    """Tell what may pass (refused, reset, timed out) from what does not (names, certificates, URLs)."""
+    why = str(error) or repr(error)
+    cause = getattr(error.args[0], "reason", None) if error.args else None
+    lasting = (
+        isinstance(error, requests.exceptions.SSLError | requests.exceptions.InvalidURL | FileNotFoundError)
+        or isinstance(cause, urllib3.exceptions.NameResolutionError | urllib3.exceptions.SSLError)
+        or (isinstance(error, OSError) and "CA certificate" in why)
+    )
+    if lasting:
+        return EnginefarmError(Reason.REGISTRY_UNREACHABLE, f"{shown(url)} cannot be reached", why=why)
+    broken = (
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.exceptions.ChunkedEncodingError,
+        urllib3.exceptions.HTTPError,
+        http.client.HTTPException,
+        ConnectionError,
+        TimeoutError,
+    )
+    if isinstance(error, broken):
+        return PassingError(why)
+    return EnginefarmError(Reason.REGISTRY_UNREACHABLE, f"{shown(url)} cannot be reached", why=why)
+
+
+def retry_after(text: str | None) -> float | None:
+    """Read the header of that name: seconds to wait, null where it says nothing."""
+    if text is None:
+        return None
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, moment.timestamp() - time.time())
+
+
+def shown(url: str) -> str:
+    """Shorten a URL for messages: what storage behind a registry takes for a password stands in the query."""
+    return url.partition("?")[0]
