@@ -12,12 +12,11 @@ from builder.errors import EnginefarmError, Reason
 from builder.jobs import ENGINE, MANIFEST
 from builder.manifest import Manifest, load_manifest
 from builder.policy_rules import Policy
-from builder.signature_bundle import LARGEST_BUNDLE, Kind, read_bundle
+from builder.signature_bundle import LARGEST_BUNDLE, SUFFIX, Kind, read_bundle
 from builder.signers import Signer
 from builder.store import Entry, Store
 from builder.trust import Trusted
 
-SUFFIX = ".sigstore.json"
 # what a pull notes of its check; it is of this machine and no part of the artifact
 NOTE = "trust.json"
 _KIND = "signature"

@@ -130,12 +130,14 @@ class Authority:
         return TrustedCertificate(name="builders", authority=self.pem, identity=identity, validity=Validity(**validity))
 
 
-def authority(folder: Path, name: str = "authority", *, begins: datetime = NOW - DAY, days: int = 30) -> Authority:
-    """Make an authority, one between, and a certificate of ci@example.org."""
+def authority(
+    folder: Path, name: str = "authority", *, begins: datetime = NOW - DAY, days: int = 30, issuer: str | None = None
+) -> Authority:
+    """Make an authority, one between, and a certificate of ci@example.org. `issuer`: as keyless ones name it."""
     folder.mkdir(parents=True, exist_ok=True)
     root = _certificate(name, name, NOW - 900 * DAY, 2000, authority_for=1)
     between = _certificate(f"{name}-between", name, NOW - 900 * DAY, 2000, authority_for=0)
-    leaf = _certificate(f"{name}-leaf", f"{name}-between", begins, days, authority_for=None)
+    leaf = _certificate(f"{name}-leaf", f"{name}-between", begins, days, authority_for=None, says=issuer)
     paths = {label: folder / f"{name}-{label}.pem" for label in ("leaf", "between", "key")}
     paths["leaf"].write_bytes(leaf)
     paths["between"].write_bytes(between)
@@ -144,7 +146,9 @@ def authority(folder: Path, name: str = "authority", *, begins: datetime = NOW -
     return Authority(pem=root, signer=signer)
 
 
-def _certificate(name: str, issuer: str, begins: datetime, days: int, *, authority_for: int | None) -> bytes:
+def _certificate(
+    name: str, issuer: str, begins: datetime, days: int, *, authority_for: int | None, says: str | None = None
+) -> bytes:
     is_authority = authority_for is not None
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only",
@@ -171,6 +175,10 @@ def _certificate(name: str, issuer: str, begins: datetime, days: int, *, authori
         builder = builder.add_extension(
             x509.SubjectAlternativeName([x509.RFC822Name("ci@example.org")]), critical=False
         )
+    if says is not None:
+        text = b"\x0c" + bytes([len(says)]) + says.encode()
+        extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.8"), text)
+        builder = builder.add_extension(extension, critical=False)
     return builder.sign(private_key(issuer), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from builder import trust
 from builder.errors import EnginefarmError, Reason
 from builder.jobs import ENGINE, KEY, MANIFEST
 from builder.policy_rules import IndexRule, Policy, Rule, TrustedIdentity, Unsigned, Validity
-from builder.signature_bundle import LARGEST_BUNDLE
+from builder.signature_bundle import LARGEST_BUNDLE, Kind
 from builder.signers import sign_digests
 from builder.trust import check_index, check_signature, sign_folder, sign_index
 from tests.artifacts import refusal
@@ -449,20 +450,62 @@ def test_changed_file_under_a_certificate_is_refused(tmp_path: Path) -> None:
     assert refused(signed, policy).reason is Reason.SIGNATURE_INVALID
 
 
-def test_keyless_stranger_is_refused_before_any_network(signed: Artifact, tmp_path: Path) -> None:
-    """An identity that no rule names needs no log to be refused."""
-    ours = authority(tmp_path / "ca")
+ISSUER = "https://issuer.example"
+
+
+def keyless(signed: Artifact, tmp_path: Path, begins: datetime = NOW) -> None:
+    """Let a bundle look like a keyless one of ci@example.org; there is no log here that would prove it."""
+    ours = authority(tmp_path / "ca", begins=begins, issuer=ISSUER)
     leaf = ours.signer.certificate.read_text(encoding="utf-8").splitlines()
     signed.change(
         lambda one: one.update(
             verificationMaterial={"certificate": {"rawBytes": "".join(leaf[1:-1])}, "tlogEntries": []}
         )
     )
+
+
+def identities(issuer: str = ISSUER, trust_config: Path | None = None, **validity: Any) -> Policy:
+    """Trust ci@example.org as an issuer names it."""
     identity = TrustedIdentity(
-        name="ci", issuer="https://issuer.example", subject="ci@example.org", trust_config=None, validity=Validity()
+        name="ci",
+        issuer=issuer,
+        subject="ci@example.org",
+        trust_config=trust_config,
+        validity=Validity(**validity),
     )
-    error = refused(signed, Policy(rules=(Rule(models=("*",), identities=(identity,)),)))
+    return Policy(rules=(Rule(models=("*",), identities=(identity,)),))
+
+
+def test_keyless_stranger_is_refused_before_any_network(signed: Artifact, tmp_path: Path) -> None:
+    """An identity that no rule names needs no log to be refused."""
+    keyless(signed, tmp_path)
+    error = refused(signed, identities("https://other.example"))
     assert error.reason is Reason.SIGNER_UNKNOWN
+    assert f"ci@example.org (says {ISSUER})" in str(error)
+
+
+def test_keyless_without_its_proofs_is_refused(signed: Artifact, tmp_path: Path) -> None:
+    """A certificate alone proves nothing; a Sigstore that cannot be read is no reason to trust."""
+    keyless(signed, tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text("{}", encoding="utf-8")
+    error = refused(signed, identities(trust_config=config))
+    assert error.reason is Reason.FETCH_FAILED
+
+
+def test_keyless_is_judged_by_when_it_was_signed(
+    signed: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the log has proved it, the rule's dates are about that time and not about now."""
+    keyless(signed, tmp_path, NOW - 60 * DAY)
+    seen = []
+    monkeypatch.setattr(trust, "_verify", lambda bundle, *_: seen.append(bundle.kind))
+    policy = identities(not_after=NOW - 30 * DAY)
+    found = check_signature(signed.folder, [signed.bundle], policy, MODEL, NOW)
+    assert found is not None
+    assert (found.signer, found.signed_at, seen) == ("ci", NOW - 60 * DAY, [Kind.KEYLESS])
+    late = refused(signed, identities(not_after=NOW - 90 * DAY))
+    assert late.reason is Reason.KEY_EXPIRED
 
 
 def test_index_is_signed_for_its_model(tmp_path: Path) -> None:
