@@ -16,10 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from builder.errors import EnginefarmError
 from builder.keys import describe_public_key
 from builder.policy_rules import Policy, Rule, TrustedCertificate, TrustedKey, Validity
 from builder.signers import CertificateSigner, KeySigner
-from builder.trust import sign_folder
+from builder.trust import check_signature, sign_folder
+from tests.artifacts import refusal
 from tests.engines import engine_bytes, key_document, manifest
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
@@ -184,3 +186,29 @@ def _certificate(
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+
+def refused(artifact: Artifact, policy: Policy | None = None, model: str = MODEL) -> EnginefarmError:
+    """Check an artifact that must not pass."""
+    trusting = policy or policy_of(trusted_key())
+    return refusal(lambda: check_signature(artifact.folder, [artifact.bundle], trusting, model, NOW))
+
+
+def flip(path: Path, place: int) -> None:
+    """Change one bit."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def envelope(document: Json) -> Json:
+    """Find the envelope of a bundle."""
+    found: Json = document["dsseEnvelope"]
+    return found
+
+
+def flipped(text: str) -> str:
+    """Change one bit of what Base64 stands for."""
+    content = bytearray(base64.b64decode(text))
+    content[len(content) // 2] ^= 1
+    return base64.b64encode(bytes(content)).decode()
