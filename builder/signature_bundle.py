@@ -108,7 +108,7 @@ def _bundle(document: dict[str, Any]) -> Bundle:
         "dsseEnvelope": {
             "payload": _encode(payload),
             "payloadType": PAYLOAD_TYPE,
-            "signatures": [{"sig": _encode(_decode(signature["sig"]))}],
+            "signatures": [{"sig": _encode(_decode(signature["sig"])), "keyid": signature.get("keyid") or ""}],
         },
     }
     return Bundle(

@@ -22,6 +22,7 @@ from tests.signing import (
     MODEL,
     NOW,
     Artifact,
+    Json,
     authority,
     engine_folder,
     envelope,
