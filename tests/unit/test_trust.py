@@ -161,6 +161,20 @@ def test_what_is_no_bundle_is_refused(signed: Artifact, bundle: bytes) -> None:
     assert refused(signed).reason is Reason.SIGNATURE_INVALID
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda bundle: bundle + b" " * LARGEST_BUNDLE, "at most 1048576 are read"),
+        (lambda bundle: bundle.replace(b"{", b'{"mediaType": "another", ', 1), "a name is given twice"),
+    ],
+    ids=["huge", "name twice"],
+)
+def test_good_bundle_in_a_bad_form_is_refused(signed: Artifact, spoil: Callable[[bytes], bytes], said: str) -> None:
+    """The signature in it would hold: another reader might see another one."""
+    signed.bundle = spoil(signed.bundle)
+    assert said in str(refused(signed))
+
+
 STATEMENTS: dict[str, Callable[[Json], object]] = {
     "name leads up": named("../model.plan"),
     "absolute name": named("/etc/passwd"),
@@ -192,6 +206,16 @@ def test_statements_of_other_things_are_refused(signed: Artifact, change: Callab
 
     signed.resign(sealed)
     assert refused(signed).reason is Reason.SIGNATURE_INVALID
+
+
+def test_name_twice_is_refused_even_if_the_digests_fit(signed: Artifact) -> None:
+    """Another reader might take the other one."""
+
+    def twice(statement: Json) -> None:
+        statement["predicate"]["resources"].insert(0, {**first_resource(statement), "digest": "0" * 64})
+
+    signed.resign(twice)
+    assert f"names {KEY} twice" in str(refused(signed))
 
 
 def test_statement_that_contradicts_itself_is_refused(signed: Artifact) -> None:
