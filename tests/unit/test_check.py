@@ -157,7 +157,10 @@ def test_a_manifest_that_is_none(content: bytes, store: Store, tmp_path: Path) -
     assert error.where == str(path.with_name(MANIFEST))
 
 
-def test_exit_codes(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["check", "yolo", "--facts", facts_file(tmp_path)]) == ExitCode.OK
     shown = capsys.readouterr()
     assert "exact-device" in shown.out
