@@ -22,6 +22,7 @@ from builder.locks import named_lock
 from builder.manifest import Manifest, load_manifest
 from builder.models import Models
 from builder.plan import Job
+from builder.provenance import head_commit
 from builder.recipe import Recipe
 from builder.record import Evidence, make_manifest
 from builder.stage_runner import StageRunner
@@ -114,6 +115,7 @@ class JobRunner:
                 results=results,
                 before=before,
                 tuning=work.tuned.tuning() if work.tuned is not None else None,
+                commit=head_commit(self.models.project.root),
             )
         )
         save(self.store, manifest, engine, keys.engine, proof, left)

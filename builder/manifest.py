@@ -33,6 +33,10 @@ class RecipePart(Part):
     )
     weights_detail: dict[str, Any] | None = Field(description="Seed, or digest and place of the weights file.")
     source: dict[str, Any] = Field(description="Where the model came from, as the recipe says.")
+    commit: str | None = Field(
+        default=None,
+        description="Git commit of the project with the recipe, without changes since; null outside of one.",
+    )
 
 
 class PrecisionPart(Part):

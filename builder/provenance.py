@@ -15,11 +15,10 @@ _BUILDER = "https://enginefarm.dev/builder/v1"
 _STANDIN = "stand-in "
 
 
-def provenance(manifest: Mapping[str, Any], files: Mapping[str, str], *, commit: str | None = None) -> Document:
+def provenance(manifest: Mapping[str, Any], files: Mapping[str, str]) -> Document:
     """State how an engine was made, by nothing but its manifest: the same engine has the same statement.
 
-    `files`: SHA-256 of every file of the artifact, hex, by title. `commit`: the Git commit of the project that holds
-    the recipe, where it is known.
+    `files`: SHA-256 of every file of the artifact, hex, by title.
     """
     recipe, stack, build = manifest["recipe"], manifest["stack"], manifest["build"]
     statement = slsa_statement(
@@ -42,7 +41,7 @@ def provenance(manifest: Mapping[str, Any], files: Mapping[str, str], *, commit:
             "cuda": stack["cuda"],
             "gpu": _gpu(build["tuned_on"]),
         },
-        dependencies=_materials(manifest, commit),
+        dependencies=_materials(manifest),
         version=manifest["farm_version"],
     )
     statement["predicate"]["runDetails"]["metadata"] = {
@@ -107,14 +106,14 @@ def head_commit(root: Path) -> str | None:
     return next((line.split()[0] for line in packed if line.endswith(f" {reference}")), None)
 
 
-def _materials(manifest: Mapping[str, Any], commit: str | None) -> list[Document]:
+def _materials(manifest: Mapping[str, Any]) -> list[Document]:
     recipe, stack, onnx = manifest["recipe"], manifest["stack"], manifest["onnx"]
     folder = f"recipes/{recipe['name']}"
     found = [*_images(stack)]
     found.append({"name": f"images/{stack['name']}/requirements.lock", "digest": {"sha256": stack["lock_sha256"]}})
     found += [_package(pin) for pin in stack["packages"]]
-    if commit is not None:
-        found.append({"name": folder, "digest": {"gitCommit": commit}})
+    if recipe.get("commit") is not None:
+        found.append({"name": folder, "digest": {"gitCommit": recipe["commit"]}})
     found.append({"name": "source", **_source(recipe["source"], folder)})
     weights = (recipe["weights_detail"] or {}).get("file")
     if weights is not None:

@@ -37,7 +37,10 @@ _UNMEASURED = Reproducibility(level="unmeasured", rebuilds=0, measured_at=None, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What a manifest is made from. `before`: the manifest of the same engine bytes, if they were in the store."""
+    """What a manifest is made from. `before`: the manifest of the same engine bytes, if they were in the store.
+
+    `commit`: the Git commit of the project, null where it is no checkout.
+    """
 
     job: Job
     recipe: Recipe
@@ -49,6 +52,7 @@ class Evidence:
     results: Mapping[str, StageResult]
     before: Manifest | None
     tuning: Tuning | None = None
+    commit: str | None = None
 
 
 def make_manifest(evidence: Evidence) -> Manifest:
@@ -60,7 +64,7 @@ def make_manifest(evidence: Evidence) -> Manifest:
         key=evidence.engine_key.sha256,
         created=datetime.now(tz=timezone.utc),
         farm_version=builder.__version__,
-        recipe=_recipe(evidence.recipe),
+        recipe=_recipe(evidence.recipe, evidence.commit),
         precision=_precision(evidence),
         stack=_stack(evidence.runtime),
         target=TargetPart(name=evidence.job.target, sms=list(evidence.job.sms)),
@@ -79,7 +83,7 @@ def make_manifest(evidence: Evidence) -> Manifest:
     )
 
 
-def _recipe(recipe: Recipe) -> RecipePart:
+def _recipe(recipe: Recipe, commit: str | None) -> RecipePart:
     return RecipePart(
         name=recipe.name,
         description=recipe.description,
@@ -87,6 +91,7 @@ def _recipe(recipe: Recipe) -> RecipePart:
         weights=recipe.weights_kind,
         weights_detail=recipe.weights.model_dump(mode="json") if recipe.weights is not None else None,
         source=recipe.source.model_dump(mode="json"),
+        commit=commit,
     )
 
 

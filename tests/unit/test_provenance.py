@@ -24,9 +24,9 @@ def document(**changes: Any) -> dict[str, Any]:
     return found
 
 
-def materials(commit: str | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
+def materials(**changes: Any) -> dict[str, dict[str, Any]]:
     """Return what an engine was made of, by name."""
-    statement = provenance(document(**changes), FILES, commit=commit)
+    statement = provenance(document(**changes), FILES)
     found = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     return {one["name"]: one for one in found}
 
@@ -128,7 +128,7 @@ def test_tuned_engine_names_its_gpu_and_timings() -> None:
 
 def test_commit_of_the_project_is_a_material_where_known() -> None:
     """Of the folder that holds the recipe."""
-    assert materials(COMMIT)["recipes/tiny"] == {"name": "recipes/tiny", "digest": {"gitCommit": COMMIT}}
+    assert materials(recipe__commit=COMMIT)["recipes/tiny"] == {"name": "recipes/tiny", "digest": {"gitCommit": COMMIT}}
     assert "recipes/tiny" not in materials()
 
 
