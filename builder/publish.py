@@ -5,45 +5,25 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from builder import artifact, oci
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, StepFinished, StepStarted
 from builder.export_dir import choose_engines
 from builder.manifest import Manifest
+from builder.provenance import provenance
 from builder.publish_index import TAG_LENGTH, ModelIndexFile
+from builder.publish_seal import Seal
 from builder.query import list_engines
 from builder.registry import Registry, is_tag, parse_reference
 from builder.sbom import engine_materials
-from builder.store import Blob, Store
-
-SIGNER = f"{artifact.PREFIX}signer"
-
-Provenance = Callable[[Mapping[str, Any], Mapping[str, str]], Mapping[str, Any]]
-"""Manifest and SHA-256 of the files by name, to an in-toto statement."""
-
-
-class Seal(Protocol):
-    """Signs what is pushed. `signer` names the key, so that nothing is signed twice with it."""
-
-    @property
-    def signer(self) -> str:
-        """Name of the key."""
-        ...
-
-    def engine(self, files: Mapping[str, str], manifest: bytes) -> bytes:
-        """Sign an engine by the SHA-256 of its files; return the bundle."""
-        ...
-
-    def index(self, content: bytes, model: str) -> bytes:
-        """Sign the index of a model; return the bundle."""
-        ...
+from builder.store import Blob, Entry, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +67,17 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
-    """An engine of the store as it goes to a registry. `files`: all of the artifact's, by title."""
+    """An engine of the store as it goes to a registry.
 
+    `raw`: its OCI manifest; `files`: all of the artifact's, by title; `listed`: its entry in the index of its model.
+    """
+
+    entry: Entry
     manifest: Manifest
     raw: bytes
     files: Mapping[str, Path | bytes]
     parsed: artifact.Artifact
-    entry: oci.Document
+    listed: oci.Document
 
     @property
     def sha256(self) -> dict[str, str]:
@@ -129,12 +113,12 @@ def choose_packages(store: Store, patterns: Sequence[str]) -> list[Package]:
         if entry.name in names:
             blobs = store.files(entry)
             content = store.read(entry, artifact.MANIFEST)
-            package = make_package(content, blobs)
-            newest[artifact.slot_of(package.entry)] = package
+            package = make_package(entry, content, blobs)
+            newest[artifact.slot_of(package.listed)] = package
     return list(newest.values())
 
 
-def make_package(content: bytes, blobs: Mapping[str, Blob]) -> Package:
+def make_package(entry: Entry, content: bytes, blobs: Mapping[str, Blob]) -> Package:
     """Make the artifact of an engine. `content`: of manifest.json; `blobs`: the files beside it, by title.
 
     Raises:
@@ -153,8 +137,8 @@ def make_package(content: bytes, blobs: Mapping[str, Blob]) -> Package:
     parsed = artifact.parse_artifact(raw, manifest.job)
     artifact.check_files(parsed, manifest, manifest.job)
     files[artifact.MANIFEST] = content
-    entry = artifact.engine_entry(manifest, parsed.descriptor)
-    return Package(manifest=manifest, raw=raw, files=files, parsed=parsed, entry=entry)
+    listed = artifact.engine_entry(manifest, parsed.descriptor)
+    return Package(entry=entry, manifest=manifest, raw=raw, files=files, parsed=parsed, listed=listed)
 
 
 def push_engines(  # what, where to, who signs, and whom to tell
@@ -163,8 +147,7 @@ def push_engines(  # what, where to, who signs, and whom to tell
     *,
     cancel: threading.Event,
     listen: Listener,
-    seal: Seal | None = None,
-    provenance: Provenance | None = None,
+    seal: Seal,
 ) -> list[Pushed]:
     """Push engines, one model after the other; doing it again changes nothing.
 
@@ -188,7 +171,7 @@ def push_engines(  # what, where to, who signs, and whom to tell
             listen=listen,
             subject=subject,
         )
-        push = _ModelPush(registry, model, destination.tag, places, listen, seal, provenance)
+        push = _ModelPush(registry, model, destination.tag, places, listen, seal)
         with _step(listen, subject):
             pushed.append(push.run(its))
     return pushed
@@ -204,14 +187,12 @@ class _ModelPush:
         tag: str,
         places: dict[str, str],
         listen: Listener,
-        seal: Seal | None,
-        provenance: Provenance | None,
+        seal: Seal,
     ) -> None:
         self._registry = registry
         self._model = model
         self._places = places
         self._seal = seal
-        self._provenance = provenance
         self._index = ModelIndexFile(registry, model, tag, listen, self._sign_index)
 
     def run(self, packages: Sequence[Package]) -> Pushed:
@@ -221,8 +202,8 @@ class _ModelPush:
         self._registry.together([partial(self._blob, package, title) for package in fresh for title in package.files])
         engines = [self._engine(package, new=package in fresh) for package in packages]
         for package in packages:
-            self._index.mark(package.entry, package.raw)
-        index = self._index.settle([package.entry for package in packages])
+            self._index.mark(package.listed, package.raw)
+        index = self._index.settle([package.listed for package in packages])
         for package, engine in zip(packages, engines, strict=True):
             # somebody may have written the list of referrers at the same time
             self._registry.ensure_listed(package.parsed.descriptor["digest"], list(engine[1].values()))
@@ -253,16 +234,17 @@ class _ModelPush:
         subject = package.parsed.descriptor
         if new:
             self._registry.put_manifest(subject["digest"], package.raw, oci.MANIFEST_TYPE)
-        entries = {
-            "sbom": self._attach(subject, artifact.SBOM_TYPE, "sbom.cdx.json", engine_materials(package.manifest))
+        # no commit: the checkout may have moved on since the engine was built
+        statement = provenance(package.manifest.model_dump(mode="json"), package.sha256)
+        documents = {
+            "sbom": (artifact.SBOM_TYPE, "sbom.cdx.json", _json(engine_materials(package.manifest))),
+            "provenance": (artifact.PROVENANCE_TYPE, "provenance.intoto.json", _json(statement)),
+            **{
+                f"signature {name}": (artifact.SIGNATURE_TYPE, name, bundle)
+                for name, bundle in self._seal.engine(package.entry).items()
+            },
         }
-        if self._provenance is not None:
-            statement = self._provenance(package.manifest.model_dump(mode="json"), package.sha256)
-            entries["provenance"] = self._attach(subject, artifact.PROVENANCE_TYPE, "provenance.intoto.json", statement)
-        if self._seal is not None:
-            seal = self._seal
-            content = package.files[artifact.MANIFEST]
-            entries["signature"] = self._sign(subject, lambda: seal.engine(package.sha256, _bytes(content)))
+        entries = {kind: self._registry.attach(subject, *document) for kind, document in documents.items()}
         pushed = PushedEngine(
             job=package.manifest.job,
             digest=subject["digest"],
@@ -273,29 +255,22 @@ class _ModelPush:
         )
         return pushed, entries
 
-    def _attach(self, subject: oci.Document, kind: str, title: str, document: Mapping[str, Any]) -> oci.Document:
-        content = json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
-        return self._registry.attach(subject, kind, title, content)
-
-    def _sign(self, subject: oci.Document, make: Callable[[], bytes]) -> oci.Document:
-        # every signature is another one, even by the same key
-        signer = self._seal.signer if self._seal is not None else ""
-        for one in self._registry.referrers(subject["digest"], artifact.SIGNATURE_TYPE):
-            if (one.get("annotations") or {}).get(SIGNER) == signer:
-                return one
-        return self._registry.attach(
-            subject, artifact.SIGNATURE_TYPE, "signature.sigstore.json", make(), {SIGNER: signer}
-        )
-
     def _sign_index(self, content: bytes) -> None:
-        if self._seal is not None:
-            seal = self._seal
-            subject = oci.descriptor(oci.INDEX_TYPE, oci.digest_of(content), len(content))
-            self._sign(subject, lambda: seal.index(content, self._model))
+        if self._seal.signer is None:
+            return
+        subject = oci.descriptor(oci.INDEX_TYPE, oci.digest_of(content), len(content))
+        for one in self._registry.referrers(subject["digest"], artifact.SIGNATURE_TYPE):
+            with suppress(EnginefarmError):
+                # every signature is another one, even by the same key; what is broken or another's counts for nothing
+                if self._seal.is_own(self._registry.attached(one)):
+                    return
+        made = self._seal.index(content, self._model)
+        if made is not None:
+            self._registry.attach(subject, artifact.SIGNATURE_TYPE, *made)
 
 
-def _bytes(content: Path | bytes) -> bytes:
-    return content if isinstance(content, bytes) else content.read_bytes()
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
 
 @contextmanager

@@ -178,6 +178,8 @@ class Registry:
 
         """
         digest = descriptor["digest"]
+        if not _DIGEST.fullmatch(digest):
+            raise EnginefarmError(Reason.ARTIFACT_INVALID, f"{digest!r} is no digest")
         answer = self._ask("GET", f"blobs/{digest}", allowed=_NOT_FOUND)
         if answer.missing:
             raise EnginefarmError(Reason.ARTIFACT_MISSING, f"{self.registry}/{self.repository} lacks {digest}")
@@ -253,6 +255,26 @@ class Registry:
         if answer.headers.get("OCI-Subject") != subject["digest"]:
             self.ensure_listed(subject["digest"], [entry])
         return entry
+
+    def attached(self, entry: oci.Document) -> bytes:
+        """Read the document that a referrer holds.
+
+        Raises:
+            EnginefarmError: ARTIFACT_MISSING, ARTIFACT_INVALID, DOWNLOAD_CORRUPT, SIZE_REFUSED above 4 MiB.
+
+        """
+        digest = str(entry.get("digest"))
+        where = f"{self.registry}/{self.repository}@{digest}"
+        found = self.manifest(digest, (oci.MANIFEST_TYPE,)) if _DIGEST.fullmatch(digest) else None
+        if found is None:
+            raise EnginefarmError(Reason.ARTIFACT_MISSING, f"there is no {where}")
+        try:
+            (layer,) = json.loads(found[0])["layers"]
+            wanted = oci.descriptor("", str(layer["digest"]), int(layer["size"]))
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"{where} holds no single document"
+            raise EnginefarmError(Reason.ARTIFACT_INVALID, what, why=repr(error)) from error
+        return self.read(wanted)
 
     def ensure_listed(self, digest: str, entries: list[oci.Document]) -> None:
         """Where the registry keeps no list of referrers, keep it under a tag; entries of others stay.
