@@ -15,7 +15,7 @@ from typing import Any
 
 from builder.candidates import Candidate, candidate_of_manifest
 from builder.compat import Finding, Fit, Verdict, Wish, header_findings, rank, verdict
-from builder.compat_rules import KnownBad
+from builder.compat_rules import KnownBad, load_rules
 from builder.engine_header import BYTES_NEEDED, Header, read_header
 from builder.errors import EnginefarmError, Reason
 from builder.machine import Facts
@@ -183,7 +183,7 @@ def _of_file(path: Path) -> Subject:
 
 
 def _bare(path: Path, header: Header) -> Candidate:
-    """Make what is known of an engine without a manifest: its version alone."""
+    """Make what is known of an engine without a manifest: its version, and of TensorRT-RTX its SMs."""
     return Candidate(
         job=str(path),
         key="",
@@ -191,7 +191,7 @@ def _bare(path: Path, header: Header) -> Candidate:
         tensorrt=header.version or "",
         cuda="",
         precision="",
-        sms=(),
+        sms=load_rules().header_sms(header.version, header.targets) or (),
         os="",
         architecture="",
         rtx=header.kind == "tensorrt-rtx",

@@ -145,6 +145,10 @@ def header_findings(candidate: Candidate, header: Header) -> tuple[Finding, ...]
     if kind != family or not same_release(header.version, candidate.tensorrt):
         text = f"its header says {kind} {header.version}, its manifest {family} {candidate.tensorrt}"
         return (Finding(Reason.ENGINE_HEADER, text),)
+    sms = load_rules().header_sms(header.version, header.targets)
+    if sms is not None and set(sms) != set(candidate.sms):
+        text = f"its header says SM {', '.join(sms)}, its manifest SM {', '.join(candidate.sms)}"
+        return (Finding(Reason.ENGINE_HEADER, text),)
     return ()
 
 

@@ -89,10 +89,18 @@ class Rules:
     ampere_plus_min_sm: Numbers
     ampere_plus_on_jetson: bool
     rtx_systems: tuple[str, ...]
+    rtx_header_sms: Mapping[str, tuple[str, ...]]
     servers_since_l4t: int
     no_forward_compatibility: tuple[str, ...]
     tegra: Mapping[str, tuple[str, str]]
     lowest_drivers: Mapping[int, str]
+
+    def header_sms(self, version: str | None, targets: int | None) -> tuple[str, ...] | None:
+        """Return the SMs that the head of a TensorRT-RTX engine names; null where its bits are not understood."""
+        known = next((sms for release, sms in self.rtx_header_sms.items() if same_release(release, version or "")), ())
+        if not targets or targets >> len(known):
+            return None
+        return tuple(sm for bit, sm in enumerate(known) if targets >> bit & 1)
 
     def takes_forward_compatibility(self, gpu: str) -> bool:
         """Say whether CUDA's forward compatibility package works with a GPU of this name."""
@@ -118,6 +126,7 @@ def load_rules() -> Rules:
         ampere_plus_min_sm=numbers(data["ampere_plus"]["min_sm"]),
         ampere_plus_on_jetson=data["ampere_plus"]["jetson"],
         rtx_systems=tuple(data["rtx"]["systems"]),
+        rtx_header_sms={release: tuple(sms) for release, sms in data["rtx"]["header_sms"].items()},
         servers_since_l4t=int(data["jetson"]["servers_since"]),
         no_forward_compatibility=tuple(data["forward_compatibility"]["not_for"]),
         tegra={chip: (row["name"], row["sm"]) for chip, row in data["tegra"].items()},

@@ -48,17 +48,29 @@ def load_facts(path: Path) -> Facts:
         content = path.read_bytes()[: _LARGEST_BYTES + 1]
         if len(content) > _LARGEST_BYTES:
             raise _invalid(str(path), "the file is larger than 1 MiB")
-        text = content.decode("utf-8")
-        document = json.loads(text)
+        return read_document(content.decode("utf-8"), str(path))
     except OSError as error:
         raise EnginefarmError(
             Reason.FILE_MISSING, "the facts cannot be read", where=str(path), why=str(error)
         ) from error
-    except json.JSONDecodeError as error:
-        raise _invalid(f"{path}:{error.lineno}", "the file is not JSON", error.msg) from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
         raise _invalid(str(path), "the file is not JSON", str(error)) from error
-    problems = _Problems(str(path), text)
+
+
+def read_document(text: str, where: str) -> Facts:
+    """Read the text of a facts file; `where` is what messages call it.
+
+    Raises:
+        EnginefarmError: FACTS_INVALID.
+
+    """
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _invalid(f"{where}:{error.lineno}", "the file is not JSON", error.msg) from error
+    except RecursionError as error:
+        raise _invalid(where, "the file is not JSON", str(error)) from error
+    problems = _Problems(where, text)
     facts = problems.facts(document)
     problems.raise_any()
     return facts

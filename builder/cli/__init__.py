@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "check": "Say which engines fit this machine, and why not.",
     "sign": "Sign an engine, or check who signed it.",
     "keys": "Make, list, replace and revoke keys that sign.",
+    "ensure": "Have engines that fit this machine: reuse, pull or rebuild.",
     "verify": "Prove an engine on this machine's GPU.",
     "verify-store": "Check every file of the store against its digest.",
     "doctor": "Check this machine, or explain a failure from a log.",

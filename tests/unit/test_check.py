@@ -121,6 +121,11 @@ def test_a_file_without_a_manifest_says_its_version_only(store: Store, tmp_path:
     assert "no manifest.json beside it" in one.verdict.refusals[1].text
     path.write_bytes(Built(tensorrt="8.6.1.6").content)
     assert codes(judged(path, store)) == ["EF-211", "EF-201"]
+    head = b"vtrt" + bytes(0x14) + bytes((1, 7, 1, 116)) + bytes(4) + (0b01000).to_bytes(8, "little")
+    path.write_bytes(head + bytes(100))
+    (found,) = find_subjects(store, [str(path)])
+    assert found.candidate.sms == ("8.9",)
+    assert found.candidate.rtx
     path.write_bytes(b"\x00" * 100)
     assert codes(judged(path, store))[0] == "EF-716"
 

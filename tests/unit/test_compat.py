@@ -349,6 +349,29 @@ def test_the_header_speaks_for_the_file() -> None:
         assert codes(header_findings(ENGINE, header)) == ["EF-716"]
 
 
+@pytest.mark.parametrize(
+    ("targets", "sms", "agrees"),
+    [
+        (0b00110, ("8.0", "8.6"), True),
+        (0b00110, ("8.6", "8.0"), True),
+        (0b00001, ("7.5",), True),
+        (0b10000, ("12.0",), True),
+        (0b01000, ("8.9",), True),
+        (0b01000, ("8.6",), False),
+        (0b00111, ("8.0", "8.6"), False),
+        # bits that are not understood prove nothing
+        (0b100110, ("8.0", "8.6"), True),
+        (0, ("8.6",), True),
+        (None, ("8.6",), True),
+    ],
+)
+def test_the_header_of_tensorrt_rtx_names_sms(targets: int | None, sms: tuple[str, ...], agrees: bool) -> None:
+    engine = replace(ENGINE, rtx=True, tensorrt="1.7.1.116", sms=sms)
+    assert (header_findings(engine, Header("tensorrt-rtx", "1.7.1.116", targets)) == ()) == agrees
+    other = replace(engine, tensorrt="1.8.0.1")
+    assert header_findings(other, Header("tensorrt-rtx", "1.8.0.1", targets)) == ()
+
+
 def test_no_engine_fits_lists_the_reasons() -> None:
     error = no_fit(rank(PUBLISHED[:2], MACHINE, Wish(), ()), "engine of detector")
     assert error.reason is Reason.NO_ENGINE_FITS

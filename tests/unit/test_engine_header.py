@@ -11,17 +11,19 @@ from builder import engine_header
 from builder.engine_header import BYTES_NEEDED, Header, read_header
 
 # as seen in files: TensorRT-RTX 1.7.1, and the classic layout with the version of 8.6.1
-RTX = bytes.fromhex("76747274000000000200000000000000ec7f02000000000001070174767472740600")
+RTX = bytes.fromhex("76747274000000000200000000000000ec7f02000000000001070174767472740600000000000000000000000000")
 CLASSIC = b"ftrt" + bytes(0x14) + bytes((8, 6, 1, 6)) + bytes(100)
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (RTX, Header("tensorrt-rtx", "1.7.1.116")),
+        (RTX, Header("tensorrt-rtx", "1.7.1.116", 6)),
         (CLASSIC, Header("tensorrt", "8.6.1.6")),
-        (CLASSIC[:BYTES_NEEDED], Header("tensorrt", "8.6.1.6")),
-        (CLASSIC[: BYTES_NEEDED - 1], Header("tensorrt", None)),
+        (RTX[:BYTES_NEEDED], Header("tensorrt-rtx", "1.7.1.116", 6)),
+        (RTX[: BYTES_NEEDED - 1], Header("tensorrt-rtx", "1.7.1.116")),
+        (CLASSIC[:0x1C], Header("tensorrt", "8.6.1.6")),
+        (CLASSIC[:0x1B], Header("tensorrt", None)),
         (b"ftrt", Header("tensorrt", None)),
         (b"ftr", Header(None, None)),
         (b"", Header(None, None)),
