@@ -29,7 +29,7 @@ from builder.places import Located
 from builder.policy_rules import Policy, Unsigned
 from builder.project import Home
 from builder.pull_checks import Machine, check_pulled
-from builder.pull_index import Choice, choose_engine, read_bundles, read_model_index
+from builder.pull_index import Choice, choose_engine, read_bundles, read_model_index, told_where
 from builder.pull_memory import PullMemory
 from builder.store import Entry, Store
 from builder.trust import Trusted, check_signature
@@ -111,7 +111,7 @@ class Puller:
         artifact = parse_artifact(content[0], where, order.max_bytes)
         _compare_sizes(artifact, choice.entry, where)
         bundles = read_bundles(located.place, artifact.descriptor["digest"])
-        with self._transfer(artifact, located.model) as work:
+        with told_where(where), self._transfer(artifact, located.model) as work:
             if not bundles:
                 # said before a gigabyte has come for nothing
                 check_signature(work, bundles, order.policy, located.model, now)
