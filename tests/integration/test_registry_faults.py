@@ -27,7 +27,6 @@ from builder.places import Located, Talk, locate
 from builder.policy_rules import Policy
 from builder.project import Home
 from builder.publish import Destination, choose_packages, push_engines
-from builder.pull import Order, Puller
 from builder.registry import Registry
 from builder.store import Entry, Store
 from tests.artifacts import document
@@ -74,7 +73,13 @@ def located(address: str) -> Located:
 
 def push(store: Store, address: str) -> str:
     destination = Destination(registry=address, prefix="farm", tag="latest")
-    (pushed,) = push_engines(choose_packages(store, ()), destination, cancel=threading.Event(), listen=lambda _: None)
+    (pushed,) = push_engines(
+        choose_packages(store, ()),
+        destination,
+        cancel=threading.Event(),
+        listen=lambda _: None,
+        seal=Seal(store=store, signer=None),
+    )
     return pushed.digest
 
 
