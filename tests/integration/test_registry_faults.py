@@ -27,6 +27,8 @@ from builder.places import Located, Talk, locate
 from builder.policy_rules import Policy
 from builder.project import Home
 from builder.publish import Destination, choose_packages, push_engines
+from builder.publish_seal import Seal
+from builder.pull import Order, Puller
 from builder.registry import Registry
 from builder.store import Entry, Store
 from tests.artifacts import document
@@ -166,7 +168,7 @@ def test_a_registry_that_goes_away_while_it_is_pushed_to(registry: str, tmp_path
     add_parcel(source, large(0))
     with faults_before(registry) as proxy:
         older, needed = push(source, proxy.address), 0
-        for gone_after in range(0, 200, 3):
+        for gone_after in range(0, 200, 5):
             add_parcel(source, large(gone_after + 1, size=1000))
             proxy.die_after(gone_after)
             done = attempt(lambda: push(source, proxy.address))
