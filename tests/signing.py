@@ -16,10 +16,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from builder.errors import EnginefarmError
 from builder.keys import describe_public_key
 from builder.policy_rules import Policy, Rule, TrustedCertificate, TrustedKey, Validity
 from builder.signers import CertificateSigner, KeySigner
-from builder.trust import sign_folder
+from builder.trust import check_signature, sign_folder
+from tests.artifacts import refusal
 from tests.engines import engine_bytes, key_document, manifest
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=timezone.utc)
@@ -130,12 +132,14 @@ class Authority:
         return TrustedCertificate(name="builders", authority=self.pem, identity=identity, validity=Validity(**validity))
 
 
-def authority(folder: Path, name: str = "authority", *, begins: datetime = NOW - DAY, days: int = 30) -> Authority:
-    """Make an authority, one between, and a certificate of ci@example.org."""
+def authority(
+    folder: Path, name: str = "authority", *, begins: datetime = NOW - DAY, days: int = 30, issuer: str | None = None
+) -> Authority:
+    """Make an authority, one between, and a certificate of ci@example.org. `issuer`: as keyless ones name it."""
     folder.mkdir(parents=True, exist_ok=True)
     root = _certificate(name, name, NOW - 900 * DAY, 2000, authority_for=1)
     between = _certificate(f"{name}-between", name, NOW - 900 * DAY, 2000, authority_for=0)
-    leaf = _certificate(f"{name}-leaf", f"{name}-between", begins, days, authority_for=None)
+    leaf = _certificate(f"{name}-leaf", f"{name}-between", begins, days, authority_for=None, says=issuer)
     paths = {label: folder / f"{name}-{label}.pem" for label in ("leaf", "between", "key")}
     paths["leaf"].write_bytes(leaf)
     paths["between"].write_bytes(between)
@@ -144,7 +148,9 @@ def authority(folder: Path, name: str = "authority", *, begins: datetime = NOW -
     return Authority(pem=root, signer=signer)
 
 
-def _certificate(name: str, issuer: str, begins: datetime, days: int, *, authority_for: int | None) -> bytes:
+def _certificate(
+    name: str, issuer: str, begins: datetime, days: int, *, authority_for: int | None, says: str | None = None
+) -> bytes:
     is_authority = authority_for is not None
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only",
@@ -171,8 +177,38 @@ def _certificate(name: str, issuer: str, begins: datetime, days: int, *, authori
         builder = builder.add_extension(
             x509.SubjectAlternativeName([x509.RFC822Name("ci@example.org")]), critical=False
         )
+    if says is not None:
+        text = b"\x0c" + bytes([len(says)]) + says.encode()
+        extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.8"), text)
+        builder = builder.add_extension(extension, critical=False)
     return builder.sign(private_key(issuer), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+
+def refused(artifact: Artifact, policy: Policy | None = None, model: str = MODEL) -> EnginefarmError:
+    """Check an artifact that must not pass."""
+    trusting = policy or policy_of(trusted_key())
+    return refusal(lambda: check_signature(artifact.folder, [artifact.bundle], trusting, model, NOW))
+
+
+def flip(path: Path, place: int) -> None:
+    """Change one bit."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def envelope(document: Json) -> Json:
+    """Find the envelope of a bundle."""
+    found: Json = document["dsseEnvelope"]
+    return found
+
+
+def flipped(text: str) -> str:
+    """Change one bit of what Base64 stands for."""
+    content = bytearray(base64.b64decode(text))
+    content[len(content) // 2] ^= 1
+    return base64.b64encode(bytes(content)).decode()

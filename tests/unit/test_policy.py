@@ -92,6 +92,16 @@ def test_every_field_is_read(folder: Path) -> None:
     assert second.identities[0].subject == "https://example.org/workflow"
 
 
+def test_policy_of_the_page_is_one(folder: Path) -> None:
+    """What docs/trust.md shows can be copied."""
+    page = (Path(__file__).parents[2] / "docs" / "trust.md").read_text(encoding="utf-8")
+    text = page.split("```toml\n")[1].split("```")[0].replace("<id of a key>", ID)
+    (folder / "release.pub").write_bytes(public_pem("alice"))
+    (folder / "sigstore.json").write_text("{}", encoding="utf-8")
+    (rule,) = load_policy(written(folder, text)).rules
+    assert (len(rule.keys), len(rule.certificates), len(rule.identities)) == (1, 1, 1)
+
+
 def test_first_rule_that_matches_decides(folder: Path) -> None:
     """Order counts."""
     policy = load_policy(written(folder, WHOLE))
