@@ -9,139 +9,46 @@ from __future__ import annotations
 import ast
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from builder import oci, registry_retry
-from builder.artifact import make_index
+from builder import oci
 from builder.errors import EnginefarmError, Reason
 from builder.jobs import ENGINE
-from builder.keys import KeyPair
-from builder.places import Located, Place, Talk, locate
-from builder.policy_rules import IndexRule, Policy
-from builder.project import Home
+from builder.policy_rules import IndexRule
 from builder.publish import Destination, choose_packages, push_engines
 from builder.publish_seal import Seal
-from builder.pull import Order, Puller
+from builder.pull import Puller
 from builder.store import Store
-from builder.worker.trt import loading
 from tests.artifacts import overwrite
 from tests.integration.farm import ROOT
 from tests.integration.fault_proxy import faults_before
+from tests.integration.scene import Scene, flip, make_scene, publish_changed, refused
 from tests.published import (
     MODEL,
     Parcel,
-    Published,
     add_parcel,
     attach,
-    finish_engine,
     header,
-    key_pair,
     machine,
     parcel,
     policy_for,
     publish,
     publish_engine,
-    put,
     sha256,
     signer_of,
 )
 
 pytestmark = pytest.mark.integration
 
-TEN_GB = 10 << 30
-
-
-class Spy:
-    """A TensorRT that counts what it is given to deserialize."""
-
-    def __init__(self) -> None:
-        self.deserialized: list[bytes] = []
-
-    def Runtime(self, _: object) -> Spy:  # noqa: N802 - TensorRT's name
-        return self
-
-    def deserialize_cuda_engine(self, content: bytes) -> object:
-        self.deserialized.append(content)
-        return object()
-
-
-@dataclass
-class Scene:
-    """A registry, an application that pulls from it and loads what it has pulled, and a spy in TensorRT's place."""
-
-    registry: str
-    storage: Path
-    home: Home
-    farm: KeyPair
-    stranger: KeyPair
-    spy: Spy
-
-    @property
-    def place(self) -> Place:
-        return self.located().place
-
-    @property
-    def policy(self) -> Policy:
-        return policy_for(self.farm)
-
-    def located(self, address: str | None = None) -> Located:
-        talk = Talk(cancel=threading.Event(), listen=lambda _: None)
-        return locate(f"{address or self.registry}/farm/{MODEL}", talk)
-
-    def publish(self, *parcels: Parcel, **options: Any) -> Published:
-        """Publish as the farm does, signed."""
-        return publish(self.place, parcels, **{"signer": signer_of(self.farm), **options})
-
-    def run(self, address: str | None = None, **order: Any) -> None:
-        """Do what an application does."""
-        wanted: dict[str, Any] = {"machine": machine(), "policy": self.policy}
-        puller = Puller(home=self.home, cancel=threading.Event(), listen=lambda _: None)
-        pulled = puller.pull(self.located(address), Order(**wanted | order))
-        loading.deserialize(self.spy, None, (pulled.folder / ENGINE).read_bytes())
-
-    def blob(self, content: bytes) -> Path:
-        """Find a blob where the registry keeps it."""
-        name = sha256(content)
-        return self.storage / "docker/registry/v2/blobs/sha256" / name[:2] / name / "data"
-
 
 @pytest.fixture
-def scene(
-    registry: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Scene:
-    monkeypatch.setattr(registry_retry, "_PAUSE_S", 0.0)
-    return Scene(
-        registry=registry,
-        storage=tmp_path / "registry-0" / "store",
-        home=Home(root=tmp_path / "home"),
-        farm=key_pair(tmp_path / "farm"),
-        stranger=key_pair(tmp_path / "stranger", "stranger"),
-        spy=Spy(),
-    )
-
-
-def refused(scene: Scene, **order: Any) -> Reason:
-    """Run the application; say why the pull was refused. Nothing is to be seen of it."""
-    with pytest.raises(EnginefarmError) as caught:
-        scene.run(**order)
-    assert scene.spy.deserialized == []
-    assert Store(scene.home.store).entries() == ()
-    assert not (scene.home.engines / MODEL).exists()
-    return caught.value.reason
-
-
-def flip(content: bytes) -> bytes:
-    """Flip one bit in the middle."""
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+def scene(registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    return make_scene(registry, tmp_path, monkeypatch)
 
 
 def test_an_honest_one_is_deserialized_once(scene: Scene) -> None:
@@ -234,19 +141,6 @@ def unsigned_copy(scene: Scene, one: Parcel) -> oci.Document:
     return publish_changed(scene, mark, one, signed=False)
 
 
-def publish_changed(
-    scene: Scene, change: Callable[[dict[str, Any]], object], one: Parcel | None = None, *, signed: bool = True
-) -> oci.Document:
-    """Publish an engine whose OCI manifest is changed, as the only one of the index."""
-    one = one or parcel()
-    first = publish_engine(scene.place, one)
-    content = json.loads((scene.place.manifest(first["digest"], (oci.MANIFEST_TYPE,)) or (b"",))[0])
-    change(content)
-    entry = finish_engine(scene.place, one, json.dumps(content).encode(), signer_of(scene.farm) if signed else None)
-    scene.place.put_manifest("latest", make_index(MODEL, [entry], 1), oci.INDEX_TYPE)
-    return entry
-
-
 def test_the_engine_of_another_model(scene: Scene) -> None:
     # signed by the farm, and a good engine: of something else
     scene.publish(parcel("other"))
@@ -335,100 +229,6 @@ def test_code_for_the_host_that_the_policy_does_not_allow(scene: Scene) -> None:
     carrying = replace(one, told=told).changed(manifest_json=told.to_json().encode())
     scene.publish(carrying.entitled(host_code="false"))
     assert refused(scene) is Reason.HOST_CODE_REFUSED
-
-
-# names and sizes
-
-
-@pytest.mark.parametrize(
-    "title", ["../../../etc/cron.d/farm", "/etc/passwd", "..", "model.plan/../../x", "model.plan -> /etc/passwd", ""]
-)
-def test_names_that_lead_elsewhere(scene: Scene, title: str) -> None:
-    def add(content: dict[str, Any]) -> None:
-        digest, size = put(scene.place, b"* * * * * root id")
-        content["layers"].append(oci.descriptor("application/octet-stream", digest, size, {oci.TITLE: title}))
-
-    publish_changed(scene, add)
-    assert refused(scene) is Reason.NAME_UNSAFE
-
-
-def test_a_bomb_that_says_so(scene: Scene) -> None:
-    one = parcel()
-    scene.publish(one)
-    with scene.blob(one.files[ENGINE]).open("r+b") as file:
-        file.truncate(TEN_GB)
-
-    def swell(content: dict[str, Any]) -> None:
-        (engine,) = [layer for layer in content["layers"] if layer["annotations"][oci.TITLE] == ENGINE]
-        engine["size"] = TEN_GB
-
-    publish_changed(scene, swell, one)
-    assert refused(scene) is Reason.SIZE_REFUSED
-
-
-def test_a_bomb_that_does_not_say_so(scene: Scene) -> None:
-    one = parcel()
-    scene.publish(one)
-    with scene.blob(one.files[ENGINE]).open("r+b") as file:
-        file.truncate(TEN_GB)
-    assert refused(scene) is Reason.SIZE_REFUSED
-    kept = [path.stat().st_size for path in scene.home.pulls.rglob("*") if path.is_file()]
-    assert sum(kept) < 1 << 20
-
-
-class _Endless(BaseHTTPRequestHandler):
-    """Passes questions on; whoever asks for an engine gets one that never ends."""
-
-    protocol_version = "HTTP/1.1"
-    upstream, engine, sent = "", "", 0
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        if self.engine in self.path:
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            piece = b"10000\r\n" + bytes(0x10000) + b"\r\n"
-            self.close_connection = True
-            try:
-                while type(self).sent < TEN_GB:
-                    self.wfile.write(piece)
-                    type(self).sent += 0x10000
-            except OSError:
-                pass
-            return
-        headers = {"Accept": self.headers.get("Accept", "*/*")}
-        answer = requests.get(f"http://{self.upstream}{self.path}", headers=headers, timeout=10)
-        self.send_response(answer.status_code)
-        for name in ("Content-Type", "Docker-Content-Digest"):
-            if name in answer.headers:
-                self.send_header(name, answer.headers[name])
-        self.send_header("Content-Length", str(len(answer.content)))
-        self.end_headers()
-        self.wfile.write(answer.content)
-
-
-@contextmanager
-def endless(upstream: str, engine: str) -> Iterator[tuple[str, type[_Endless]]]:
-    """Serve a registry whose engine never ends."""
-    handler = type("Endless", (_Endless,), {"upstream": upstream, "engine": engine, "sent": 0})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}", handler
-        server.shutdown()
-        thread.join()
-
-
-def test_a_stream_without_an_end(scene: Scene) -> None:
-    one = parcel()
-    scene.publish(one)
-    with endless(scene.registry, one.told.engine.sha256) as (address, handler):
-        assert refused(scene, address=address) is Reason.SIZE_REFUSED
-        # what the sockets hold may be on its way, and no more
-        assert handler.sent < 64 << 20
 
 
 # what is too new, too short or gone
