@@ -174,11 +174,11 @@ class Session:
     def _knock(self) -> Any:
         """Find out how to talk: plainly on this machine and where asked to, and how to log in."""
         prefixes = ["http", "https"] if self._loopback else ["http" if self._plain_http else "https"]
-        errors = []
+        errors: list[Exception] = []
         for prefix in prefixes:
             try:
                 challenge = self._challenge(prefix)
-            except (PassingError, EnginefarmError) as error:
+            except _WrongSchemeError as error:
                 errors.append(error)
                 continue
             kind = "basic" if challenge.lower().startswith("basic") else "token"
@@ -187,8 +187,7 @@ class Session:
             if self._login.user is not None:
                 registry.auth.set_basic_auth(self._login.user, self._login.password)
             return registry
-        # where nobody is, both say the same; a bad certificate is told by the second
-        raise errors[-1]
+        raise next((error for error in errors if "certificate" in str(error).lower()), errors[0]).args[0]
 
     def _challenge(self, prefix: str) -> str:
         url = f"{prefix}://{self._at}/v2/"
@@ -197,12 +196,14 @@ class Session:
             with session.get(url, timeout=_WAIT_S, verify=_verify(), stream=True) as response:
                 status, challenge = response.status_code, str(response.headers.get("Www-Authenticate", ""))
         except (requests.RequestException, OSError) as error:
-            raise as_passing(error, url) from error
+            raise _WrongSchemeError(as_passing(error, url)) from error
         finally:
             session.close()
-        # what a server for TLS says to plain HTTP
-        if status == HTTPStatus.BAD_REQUEST or status in PASSING:
+        if status in PASSING:
             raise PassingError(f"GET {url}: {status}")
+        if status == HTTPStatus.BAD_REQUEST:
+            # what a server for TLS says to plain HTTP
+            raise _WrongSchemeError(PassingError(f"GET {url}: {status}"))
         return challenge
 
     def _connect(self, prefix: str, kind: str) -> Any:
@@ -221,6 +222,10 @@ class Session:
             for scheme in ("http://", "https://"):
                 session.mount(scheme, _Door(plain_http=self._plain_http))
         return registry
+
+
+class _WrongSchemeError(Exception):
+    """Perhaps the other scheme does. Holds what to raise where neither does."""
 
 
 class _Door(HTTPAdapter):

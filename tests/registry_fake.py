@@ -96,20 +96,24 @@ class FakeRegistry:
             headers={name: str(value) for name, value in request.headers.items()},
             body=body,
         )
+        self.asked.append(asked)
+        # rules may ask the registry themselves, from other threads
+        told = [] if error is not None else self._told(asked)
         with self.lock:
-            self.asked.append(asked)
-            if error is not None:
-                # what came before the break stays with the upload
-                self._answer(asked)
-                raise error
-            for rule in self.rules:
-                told = rule(asked)
-                if isinstance(told, Exception):
-                    raise told
-                if told is not None:
-                    return _response(request, told)
-            said = self._answer(asked)
+            # what came before a break stays with the upload
+            said = told[0] if told else self._answer(asked)
+        if isinstance(said, Exception):
+            raise said
+        if error is not None:
+            raise error
         return _response(request, said)
+
+    def _told(self, asked: Asked) -> list[Said | Exception]:
+        for rule in list(self.rules):
+            told = rule(asked)
+            if told is not None:
+                return [told]
+        return []
 
     def _receive(self, request: requests.PreparedRequest) -> tuple[bytes, Exception | None]:
         content = b""

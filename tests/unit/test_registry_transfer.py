@@ -244,10 +244,10 @@ def test_a_small_upload_begins_anew_as_a_whole(registry: Registry, fake: FakeReg
     assert fake.blobs[NAME, oci.digest_of(b"small")] == b"small"
 
 
-@pytest.mark.parametrize("content", [CONTENT[:-1] + b"x", CONTENT + b"x", CONTENT[:-1]], ids=["other", "more", "less"])
+@pytest.mark.parametrize(
+    "content", [CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]), CONTENT + b"x", CONTENT[:-1]], ids=["other", "more", "less"]
+)
 def test_a_file_that_is_not_what_it_claims(registry: Registry, fake: FakeRegistry, file: Path, content: bytes) -> None:
-    if content == CONTENT:
-        pytest.skip("by chance the same")
     file.write_bytes(content)
     with pytest.raises(EnginefarmError) as caught:
         registry.push(file, DIGEST, SIZE)
