@@ -15,6 +15,7 @@ _SM = re.compile(r"\d{1,2}\.\d")
 _VERSION = re.compile(r"\d{1,4}(\.[0-9A-Za-z]{1,12}){0,5}")
 _SHA256 = re.compile(r"(sha256:)?[0-9a-f]{64}")
 _L4T = re.compile(r"l4t(\d+(?:\.\d+)*)")
+_LONGEST = 1000
 _LEVELS = ("none", "ampere_plus", "same_compute_capability")
 
 
@@ -174,6 +175,9 @@ def _checked(candidate: Candidate) -> Candidate:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
+    # it comes from elsewhere and is shown on terminals
+    if not value.isprintable() or len(value) > _LONGEST:
+        raise ValueError(f"{value[:40]!r} is too long, or has characters that cannot be shown")
     return value
 
 

@@ -9,6 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,15 +78,8 @@ def find_subjects(store: Store, names: Sequence[str]) -> tuple[Subject, ...]:
 
 
 def find_model(store: Store, model: str) -> tuple[Subject, ...]:
-    """Return the engines of a model that the store has, one per job.
-
-    Raises:
-        EnginefarmError: MANIFEST_INVALID, STORE_CORRUPT.
-
-    """
-    prefix = f"{model}-"
-    entries = [entry for entry in store.entries("engine") if entry.name.startswith(prefix)]
-    return _newest(one for one in (_of_entry(store, entry) for entry in entries) if one.model == model)
+    """Return the engines of a model that the store has, one per job; damaged ones count as none."""
+    return _newest(one for one in _in_store(store, f"{model}-") if one.model == model)
 
 
 def check(subjects: Iterable[Subject], facts: Facts, wish: Wish, known_bad: Sequence[KnownBad]) -> tuple[Checked, ...]:
@@ -105,13 +99,22 @@ def check_one(subject: Subject, facts: Facts, wish: Wish, known_bad: Sequence[Kn
 
 def _with_findings(subject: Subject, found: Verdict) -> Checked:
     if subject.findings:
-        refusals = (*subject.findings, *found.refusals)
+        # of what is no engine nothing else can be said
+        known = found.refusals if subject.candidate.tensorrt else ()
+        refusals = (*subject.findings, *known)
         found = replace(found, refusals=refusals, fit=Fit.NONE, gpu=None)
     return Checked(subject=subject, verdict=found)
 
 
-def _in_store(store: Store) -> Iterator[Subject]:
-    return (_of_entry(store, entry) for entry in store.entries("engine"))
+def _in_store(store: Store, prefix: str = "") -> Iterator[Subject]:
+    """Find all engines of a store; a damaged one is judged like the others, and refused."""
+    for entry in (one for one in store.entries("engine") if one.name.startswith(prefix)):
+        try:
+            yield _of_entry(store, entry)
+        except EnginefarmError as error:
+            bare = _bare(entry.name, Header(None, None), 0)
+            broken = (Finding(error.reason, error.what),)
+            yield Subject(name=entry.name, model="", candidate=bare, path=store.root, findings=broken, entry=entry)
 
 
 def _newest(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
@@ -133,7 +136,9 @@ def _named(store: Store, name: str) -> tuple[Subject, ...]:
 
 
 def _begins(store: Store, entry: Entry, digits: str) -> bool:
-    return entry.key.startswith(digits) or store.files(entry)[ENGINE].digest.startswith(f"sha256:{digits}")
+    with suppress(EnginefarmError, KeyError):
+        return entry.key.startswith(digits) or store.files(entry)[ENGINE].digest.startswith(f"sha256:{digits}")
+    return False
 
 
 def _of_entry(store: Store, entry: Entry) -> Subject:
@@ -169,7 +174,13 @@ def _engine_files(folder: Path) -> list[Path]:
 def _of_file(path: Path) -> Subject:
     header, beside = _header(path), path.with_name(MANIFEST)
     if not beside.is_file():
-        return Subject(name=str(path), model="", candidate=_bare(path, header), path=path, findings=_no_engine(header))
+        return Subject(
+            name=str(path),
+            model="",
+            candidate=_bare(str(path), header, path.stat().st_size),
+            path=path,
+            findings=_no_engine(header),
+        )
     manifest = _document(_read(beside), str(beside))
     key_file = path.with_name(KEY)
     key = _document(_read(key_file), str(key_file)) if key_file.is_file() else {}
@@ -182,10 +193,10 @@ def _of_file(path: Path) -> Subject:
     return Subject(name=str(path), model=model, candidate=candidate, path=path, findings=findings)
 
 
-def _bare(path: Path, header: Header) -> Candidate:
+def _bare(name: str, header: Header, size: int) -> Candidate:
     """Make what is known of an engine without a manifest: its version, and of TensorRT-RTX its SMs."""
     return Candidate(
-        job=str(path),
+        job=name,
         key="",
         stack="",
         tensorrt=header.version or "",
@@ -195,7 +206,7 @@ def _bare(path: Path, header: Header) -> Candidate:
         os="",
         architecture="",
         rtx=header.kind == "tensorrt-rtx",
-        size=path.stat().st_size,
+        size=size,
     )
 
 

@@ -373,6 +373,8 @@ def _place(one: Verdict, facts: Facts) -> tuple[object, ...]:
         _ORDER[one.fit],
         len(one.refusals),
         len(one.warnings),
+        # random weights are for tests
+        candidate.weights == "seeded",
         precision,
         level,
         candidate.version_compatible,

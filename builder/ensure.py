@@ -34,6 +34,7 @@ _NOT_THERE = frozenset(
         Reason.REGISTRY_UNREACHABLE,
     }
 )
+_NO_RECIPE = frozenset({Reason.PROJECT_MISSING, Reason.RECIPE_UNKNOWN})
 
 
 class Action(str, Enum):
@@ -88,18 +89,20 @@ class Ensured:
     since: str
 
 
-def ensure(
+def ensure(  # what a cell of a notebook may say
     *models: str,
     auto: bool = False,
     registry: str | None = None,
     wish: Wish | None = None,
     project: Path | None = None,
+    facts: Facts | None = None,
     say: Callable[[str], None] = print,
 ) -> tuple[Ensured, ...]:
     """Have an engine of each model that fits this machine, and say what was done.
 
     `registry`: where models are published, such as ghcr.io/me; null takes $ENGINEFARM_REGISTRY. `auto`: download and
     build without asking. `project`: folder with recipes/ and images/; null looks from here upwards.
+    `facts`: a machine to have engines for instead of this one.
 
     Raises:
         EnginefarmError: NO_ENGINE_FITS where nothing was found, or nobody agreed to get it; what pulling and building
@@ -110,7 +113,7 @@ def ensure(
     from builder.ensure_means import Setup, real_means  # noqa: PLC0415
 
     terminal = open_terminal(sys.stderr, os.environ)
-    setup = Setup(registry=registry, project=project, terminal=terminal, cancel=threading.Event())
+    setup = Setup(registry=registry, project=project, facts=facts, terminal=terminal, cancel=threading.Event())
     return ensure_models(models, wish or Wish(), real_means(setup, auto=auto, ask=find_asker(), say=say))
 
 
@@ -196,7 +199,9 @@ class _Model:
             EnginefarmError: NO_ENGINE_FITS where no way is open or none was agreed to.
 
         """
-        means, refused = self._means, []
+        means = self._means
+        refused: list[str] = []
+        absent: EnginefarmError | None = None
         if means.auto or means.ask is not None:
             self._say_why(checked)
         way = means.pull(self._name, wish) if means.pull is not None else None
@@ -206,23 +211,33 @@ class _Model:
             except EnginefarmError as error:
                 if error.reason not in _NOT_THERE:
                     raise
+                absent = error
                 self._say(f"{error.reason.value.code} {error.what}")
             else:
                 return way.action
-        if self._means.ask is None and not means.auto:
+        if means.ask is None and not means.auto:
             # what would be built is said, too: nobody is asked here
             refused += self._would_build(wish)
         else:
-            way = means.build(self._name, wish)
+            way = self._build(wish, absent)
             if self._agreed(way, refused):
                 way.go()
                 return way.action
-        error = no_fit([one.verdict for one in checked], f"engine of {self._name}")
+        nothing = no_fit([one.verdict for one in checked], f"engine of {self._name}")
         would = f"--auto, or auto=True, would {', else '.join(refused)}"
-        error.fix = (
+        nothing.fix = (
             would if refused else "run it in a project with the model's recipe, or name a --registry that has it"
         )
-        raise error
+        raise nothing
+
+    def _build(self, wish: Wish, absent: EnginefarmError | None) -> Way:
+        """Return the way to build; where there is no recipe, what the registry said is the better reason."""
+        try:
+            return self._means.build(self._name, wish)
+        except EnginefarmError as error:
+            if absent is None or error.reason not in _NO_RECIPE:
+                raise
+            raise absent from error
 
     def _would_build(self, wish: Wish) -> list[str]:
         try:

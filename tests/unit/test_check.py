@@ -16,7 +16,7 @@ from builder.errors import ExitCode, Reason
 from builder.facts_file import facts_json, load_facts
 from builder.report.fitness import fitness_lines, machine_line
 from builder.store import Store
-from tests.artifacts import refusal
+from tests.artifacts import blob, overwrite, refusal
 from tests.headed import A100, T4, Built, machine
 from tests.nvml import FakeNvml, in_place, two
 
@@ -103,6 +103,16 @@ def test_a_head_that_says_otherwise(head: bytes, text: str, store: Store) -> Non
     assert one.verdict.gpu is None
 
 
+def test_a_damaged_entry_is_one_of_the_rows(store: Store) -> None:
+    entry = store.entries("engine")[0]
+    overwrite(blob(store, store.files(entry)[MANIFEST].digest), b"{}")
+    checked = {one.subject.name: one for one in check(find_subjects(store, []), machine(), Wish(), ())}
+    assert len(checked) == 4
+    assert codes(checked[entry.name]) == ["EF-501"]
+    assert entry.name not in [one.name for one in find_model(store, "yolo")]
+    assert refusal(lambda: names(store, entry.name)).reason is Reason.STORE_CORRUPT
+
+
 def test_a_file_with_its_manifest(store: Store, tmp_path: Path) -> None:
     path = Built().write(tmp_path / "engine")
     assert judged(path, store).verdict.fit is Fit.EXACT_DEVICE
@@ -127,7 +137,7 @@ def test_a_file_without_a_manifest_says_its_version_only(store: Store, tmp_path:
     assert found.candidate.sms == ("8.9",)
     assert found.candidate.rtx
     path.write_bytes(b"\x00" * 100)
-    assert codes(judged(path, store))[0] == "EF-716"
+    assert codes(judged(path, store)) == ["EF-716"]
 
 
 def test_a_folder_of_exported_engines(store: Store, tmp_path: Path) -> None:

@@ -1,12 +1,8 @@
-"""Which engine fits which machine: a table of machines and a published index, and each rule on its own."""
+"""Which engine fits which machine: each rule on its own. The table of machines is in test_compat_table.py."""
 
 from __future__ import annotations
 
-import json
-import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,30 +13,15 @@ from builder.compat import (
     Fit,
     Verdict,
     Wish,
-    candidate_of_annotations,
-    candidate_of_manifest,
     header_findings,
     no_fit,
     rank,
     verdict,
 )
-from builder.compat_rules import KnownBad, load_known_bad, load_rules, read_bounds, read_known_bad, same_release
+from builder.compat_rules import KnownBad, read_known_bad, same_release
 from builder.engine_header import Header
-from builder.errors import EnginefarmError, ExitCode, Reason
-from builder.facts_file import load_facts
+from builder.errors import ExitCode, Reason
 from builder.machine import Facts, GpuFacts
-from tests.engines import manifest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-DATA = Path(__file__).parents[1] / "data"
-MACHINES = sorted((DATA / "machines").glob("*.json"))
-EXPECTED: dict[str, dict[str, Any]] = tomllib.loads((DATA / "verdicts.toml").read_text(encoding="utf-8"))
-INDEX: dict[str, Any] = json.loads((DATA / "published-index.json").read_text(encoding="utf-8"))
-PUBLISHED = [candidate_of_annotations(descriptor) for descriptor in INDEX["manifests"]]
 
 A10 = GpuFacts(name="NVIDIA A10", sm="8.6", memory_bytes=22 << 30)
 MACHINE = Facts(
@@ -86,51 +67,6 @@ def refused(found: Verdict) -> list[str]:
     assert found.gpu is None
     assert not found.fits
     return codes(found.refusals)
-
-
-def short(candidate: Candidate) -> str:
-    return candidate.job.removeprefix("detector-")
-
-
-def test_the_table_has_every_machine() -> None:
-    assert len(MACHINES) >= 30
-    assert {path.stem for path in MACHINES} == set(EXPECTED)
-
-
-@pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.stem)
-def test_a_machine_and_a_published_index(path: Path) -> None:
-    expected, facts = EXPECTED[path.stem], load_facts(path)
-    verdicts = rank(PUBLISHED, facts, Wish(), load_known_bad())
-    best = verdicts[0]
-    assert (short(best.candidate) if best.fits else "") == expected["best"]
-    assert best.fit.value == expected["fit"]
-    only = facts.gpus[0].name if facts.gpus else None
-    assert best.gpu == (expected.get("gpu", only) if best.fits else None)
-    if best.fits:
-        assert codes(best.warnings) == expected.get("warnings", [])
-    fitting = [short(one.candidate) for one in verdicts if one.fits]
-    # of a machine without TensorRT the table lists the best only
-    assert fitting[1 : 1 + len(expected.get("next", []))] == expected.get("next", [])
-    if facts.tensorrt or facts.tensorrt_rtx:
-        assert len(fitting) == (1 + len(expected.get("next", [])) if best.fits else 0)
-    by_name = {short(one.candidate): one for one in verdicts}
-    assert {name: codes(by_name[name].refusals) for name in expected.get("refused", {})} == expected.get("refused", {})
-
-
-def test_every_refusal_of_the_table_has_a_text_without_blanks() -> None:
-    for path in MACHINES:
-        for one in rank(PUBLISHED, load_facts(path), Wish(), load_known_bad()):
-            assert one.fits == (not one.refusals)
-            for finding in (*one.refusals, *one.warnings):
-                assert "None" not in finding.text
-                assert finding.reason.value.code.startswith("EF-2")
-
-
-@pytest.mark.parametrize("path", MACHINES, ids=lambda path: path.stem)
-def test_the_order_of_the_index_changes_nothing(path: Path) -> None:
-    facts, shuffled = load_facts(path), list(PUBLISHED)
-    random.Random(7).shuffle(shuffled)  # noqa: S311 - no secret
-    assert rank(PUBLISHED, facts, Wish(), ()) == rank(shuffled, facts, Wish(), ())
 
 
 def test_the_exact_device() -> None:
@@ -242,6 +178,11 @@ def test_same_compute_capability_does_not_warn_on_another_device_of_the_sm() -> 
     assert judge(replace(engine, hardware_compatibility="same_compute_capability")).warnings == ()
 
 
+def test_published_weights_come_before_random_ones() -> None:
+    seeded = replace(ENGINE, weights="seeded", key="0" * 64)
+    assert [one.candidate for one in rank([seeded, ENGINE], MACHINE, Wish(), ())] == [ENGINE, seeded]
+
+
 def test_several_gpus_and_the_best_of_them() -> None:
     l4 = GpuFacts(name="NVIDIA L4", sm="8.9", memory_bytes=1)
     found = judge(machine=replace(MACHINE, gpus=(l4, A10)))
@@ -307,42 +248,6 @@ def test_a_fact_that_is_not_known_matches_no_bound() -> None:
     assert judge(machine=replace(MACHINE, driver=None), known_bad=(read_known_bad(row),)).fits
 
 
-@pytest.mark.parametrize(
-    ("bounds", "inside", "outside"),
-    [
-        (">=10.8,<10.10", ["10.8", "10.9.0.34", "10.8.0.43"], ["10.10.0.31", "10.7", "11.0"]),
-        ("10.13.3.9", ["10.13.3.9"], ["10.13.3.10", "10.13.0.35"]),
-        ("!=10.13.3.9", ["10.13.3.10"], ["10.13.3.9"]),
-        ("<=8.6", ["8.6.1.6", "8.5"], ["8.7", "10.0"]),
-        (">8.6", ["10.0", "8.7"], ["8.6.1", "8.6"]),
-    ],
-)
-def test_bounds(bounds: str, inside: list[str], outside: list[str]) -> None:
-    read = read_bounds(bounds)
-    assert [version for version in inside if not read.hold(version)] == []
-    assert [version for version in outside if read.hold(version)] == []
-
-
-def test_malformed_rows_are_noticed() -> None:
-    row = {"id": "x", "verdict": "refuse", "text": "t", "source": "s"}
-    for wrong in ({"tensorrt": "ten"}, {"verdict": "perhaps"}):
-        with pytest.raises(ValueError):
-            read_known_bad({**row, **wrong})
-    with pytest.raises(TypeError):
-        read_known_bad({**row, "gpus": "*"})
-
-
-def test_every_known_bad_row_has_an_id_and_a_source() -> None:
-    rows = load_known_bad()
-    assert len({row.id for row in rows}) == len(rows) > 0
-    assert all(row.source and row.text for row in rows)
-
-
-def test_drivers_and_rules_are_data() -> None:
-    assert load_rules().lowest_drivers[13] == "580.65.06"
-    assert (8, 11) not in load_rules().version_compatible_across
-
-
 def test_the_header_speaks_for_the_file() -> None:
     assert header_findings(ENGINE, Header("tensorrt", "10.9.0.34")) == ()
     for header in (Header("tensorrt", "10.9.0.35"), Header("tensorrt-rtx", "10.9.0.34"), Header(None, None)):
@@ -373,77 +278,12 @@ def test_the_header_of_tensorrt_rtx_names_sms(targets: int | None, sms: tuple[st
 
 
 def test_no_engine_fits_lists_the_reasons() -> None:
-    error = no_fit(rank(PUBLISHED[:2], MACHINE, Wish(), ()), "engine of detector")
+    error = no_fit(
+        rank([replace(ENGINE, tensorrt="8.6.1.6"), replace(ENGINE, sms=("7.5",))], MACHINE, Wish(), ()),
+        "engine of detector",
+    )
     assert error.reason is Reason.NO_ENGINE_FITS
     assert error.exit_code is ExitCode.REFUSED
     assert error.why is not None
     assert "EF-211 was built by TensorRT 8.6.1.6" in error.why
     assert "EF-201 is for SM 7.5; here: NVIDIA A10 (SM 8.6)" in error.why
-
-
-def test_annotations_and_manifest_say_the_same() -> None:
-    document = json.loads(manifest().to_json())
-    found = candidate_of_manifest(document, plugins=("Nms",))
-    assert found.job == document["job"]
-    assert found.rtx
-    assert found.device is None
-    assert found.sms == tuple(document["target"]["sms"])
-    assert found.plugins == ("Nms",)
-    assert found.engine_sha256 == document["engine"]["sha256"]
-
-
-def test_a_tuned_engine_names_its_device_and_a_jetson_stack_its_l4t() -> None:
-    document = json.loads(manifest().to_json())
-    document["build"]["tuned_on"] = {"name": "Orin", "sm": "8.7", "driver": "540.4.0"}
-    document["stack"] |= {"name": "l4t36.4-trt10.3", "tensorrt": "10.3.0", "platform": "linux/arm64"}
-    found = candidate_of_manifest(document)
-    assert (found.device, found.driver, found.l4t, found.rtx) == ("Orin", "540.4.0", "36.4", False)
-    assert (found.os, found.architecture) == ("linux", "arm64")
-
-
-@pytest.mark.parametrize(
-    ("part", "value"),
-    [("stack", {}), ("stack", None), ("target", {"sms": ["86"]}), ("target", {"sms": []}), ("key", 5), ("build", [])],
-)
-def test_a_manifest_that_does_not_say(part: str, value: object) -> None:
-    document = {**json.loads(manifest().to_json()), part: value}
-    with pytest.raises(EnginefarmError) as caught:
-        candidate_of_manifest(document)
-    assert caught.value.reason is Reason.MANIFEST_INVALID
-
-
-def test_a_manifest_of_a_newer_schema() -> None:
-    with pytest.raises(EnginefarmError) as caught:
-        candidate_of_manifest({"schema_version": 2})
-    assert caught.value.reason is Reason.ARTIFACT_TOO_NEW
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("sms", "8.6,../x"),
-        ("sms", ""),
-        ("tensorrt", "newest"),
-        ("cuda", "12.8\n"),
-        ("engine", "b" * 63),
-        ("engine-size", "many"),
-        ("engine-size", "-1"),
-        ("host-code", "perhaps"),
-        ("hardware-compatibility", "all"),
-        ("key", None),
-    ],
-)
-def test_annotations_that_cannot_be_read(name: str, value: str | None) -> None:
-    descriptor = json.loads(json.dumps(INDEX["manifests"][0]))
-    descriptor["annotations"][f"org.enginefarm.{name}"] = value
-    with pytest.raises(EnginefarmError) as caught:
-        candidate_of_annotations(descriptor)
-    assert caught.value.reason is Reason.ARTIFACT_INVALID
-
-
-@pytest.mark.parametrize("missing", ["annotations", "platform", "digest"])
-def test_a_descriptor_without_what_it_needs(missing: str) -> None:
-    descriptor = {name: value for name, value in INDEX["manifests"][0].items() if name != missing}
-    with pytest.raises(EnginefarmError) as caught:
-        candidate_of_annotations(descriptor)
-    assert caught.value.reason is Reason.ARTIFACT_INVALID

@@ -158,6 +158,14 @@ def test_what_is_not_trusted_is_not_built_over(reason: Reason, farm: Farm) -> No
     assert farm.wishes == []
 
 
+def test_without_a_recipe_the_registry_has_the_last_word(farm: Farm) -> None:
+    farm.facts, farm.auto, farm.published = AN_A100, True, EnginefarmError(Reason.NO_ENGINE_FITS, "none fits")
+    farm.buildable = EnginefarmError(Reason.PROJECT_MISSING, "no recipes/ here")
+    assert refusal(farm.one).reason is Reason.NO_ENGINE_FITS
+    farm.buildable = EnginefarmError(Reason.STACK_INVALID, "a stack is broken")
+    assert refusal(farm.one).reason is Reason.STACK_INVALID
+
+
 def test_questions(farm: Farm) -> None:
     farm.facts, farm.published, farm.answers = AN_A100, ON_A100, [False, True]
     assert farm.one().action is Action.BUILT
