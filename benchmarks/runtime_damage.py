@@ -27,7 +27,7 @@ def damages() -> List[Damage]:
         Damage("one bit flipped", "digest-mismatch", _flip, LOCAL),
         Damage("cut short", "digest-mismatch", _cut, LOCAL),
         Damage("longer than its manifest says", "digest-mismatch", _lengthen, LOCAL),
-        Damage("another SM", "sm-mismatch", lambda folder: _edit(folder, "target", sms=["7.5"]), LOCAL),
+        Damage("another SM", "sm-mismatch", _other_sm, LOCAL),
         Damage("head of another TensorRT", "engine-header", lambda folder: _version(folder, tell=False), LOCAL),
         Damage("another TensorRT", "tensorrt-version", lambda folder: _version(folder, tell=True), LOCAL),
         Damage("no engine at all", "engine-invalid", _text, LOCAL),
@@ -97,6 +97,11 @@ def _edit(folder: str, part: Any, **fields: Any) -> None:
     manifest = json.loads(_read(path).decode())
     (manifest if part is None else manifest[part]).update(fields)
     _write(path, json.dumps(manifest).encode())
+
+
+def _other_sm(folder: str) -> None:
+    _edit(folder, "target", sms=["7.5"])
+    _edit(folder, "build", options={"hardware_compatibility": "none", "version_compatible": False})
 
 
 def _replace(folder: str, content: bytes) -> None:

@@ -35,19 +35,19 @@ def table(results: List[Dict[str, Any]]) -> str:
             "| per call on the host | median µs | 95 % µs | over raw µs | until the GPU is done µs |",
             "|---|---|---|---|---|",
         ]
-        for name, row in found["overhead"].items():
+        for name, row in found.get("overhead", {}).items():
             lines.append(
                 f"| {name} | {row['median_us']} | {row['p95_us']} | {row['over_raw_us']} | {row['with_wait_us']} |"
             )
         lines += ["", "| memory | calls | process grew by KiB | GPU by KiB |", "|---|---|---|---|"]
-        for name, row in found["memory"].items():
+        for name, row in found.get("memory", {}).items():
             lines.append(f"| {name} | {row['calls']} | {row['rss_growth'] >> 10} | {row['gpu_growth'] >> 10} |")
         lines += ["", "| refused | reason | deserialized | as it should |", "|---|---|---|---|"]
-        for row in found["fallbacks"]:
+        for row in found.get("fallbacks", []):
             good = "yes" if row["good"] else "NO"
             lines.append(f"| {row['case']} | {row.get('reason', '')} | {row.get('deserialized', '')} | {good} |")
         lines += ["", "| threads | calls | seconds | wrong |", "|---|---|---|---|"]
-        for name, row in found["threads"].items():
+        for name, row in found.get("threads", {}).items():
             lines.append(f"| {row['threads']}, {name} | {row['calls']} | {row['seconds']} | {row['wrong']} |")
         lines.append("")
     return "\n".join(lines)
