@@ -5,21 +5,28 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import logging
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from builder.runtime import Engine, EngineRefused, load, opening
+from builder.runtime.messages import LOGGER
 from builder.worker.cuda import Device
 from tests.surface_objects import run_fake
 from tests.surfaces import FakeTensor, FakeTensorRT, fake_tensorrt
 
 ALIGNED = 256
 VERSION = "8.6.0"
+STREAM = 77
+X = np.arange(8, dtype=np.float32).reshape(2, 4)
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
@@ -273,3 +280,48 @@ def fake_torch(driver: FakeDriver) -> types.ModuleType:
     torch.current = 77
     torch._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda _index: torch.current)
     return torch  # type: ignore[no-any-return]
+
+
+@dataclass
+class Bench:
+    """A folder of an engine that doubles, the GPU that it runs on, and its TensorRT."""
+
+    folder: Path
+    trt: FakeTensorRT
+    driver: FakeDriver
+
+    def load(self, fallback: Any = None, **options: Any) -> Engine:
+        return load(self.folder, fallback, **{"trust": "local", **options})
+
+    def array(self, values: np.ndarray = X, stream: int | None = STREAM, shift: int = 0) -> GpuArray:
+        return GpuArray(self.driver, values, stream, shift)
+
+
+def make_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **options: Any) -> Bench:
+    """Put fakes in place of the GPU and of TensorRT; `options`: those of `fake_engine`."""
+    trt, content = fake_engine(monkeypatch, **options)
+    driver = FakeDriver(trt)
+    monkeypatch.setattr(opening, "open_driver", lambda _ordinal: driver)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    return Bench(write_folder(tmp_path / "engine", content), trt, driver)
+
+
+def warning_lines() -> Iterator[list[str]]:
+    """Collect what an application's log shows."""
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    handler = Keep(logging.WARNING)
+    LOGGER.addHandler(handler)
+    yield found
+    LOGGER.removeHandler(handler)
+
+
+def refused_by(call: Callable[[], object]) -> EngineRefused:
+    """Return the refusal that a call ends with."""
+    with pytest.raises(EngineRefused) as refused:
+        call()
+    return refused.value

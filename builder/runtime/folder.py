@@ -53,6 +53,13 @@ def read_engine(path: str, *, trust: Optional[str] = None, allow_untrusted: bool
             engine-header or engine-invalid.
 
     """
+    try:
+        return _read_engine(path, trust, allow_untrusted=allow_untrusted)
+    except OSError as error:
+        raise EngineRefused("file-missing", f"{path} cannot be read", why=str(error)) from error
+
+
+def _read_engine(path: str, trust: Optional[str], *, allow_untrusted: bool) -> Checked:
     folder, name = (path, ENGINE) if os.path.isdir(path) else os.path.split(path)
     engine, manifest = os.path.join(folder, name), os.path.join(folder, MANIFEST)
     bare = not os.path.isfile(manifest) or name != ENGINE
@@ -102,11 +109,8 @@ def _release(version: str) -> str:
 
 
 def _read(path: str, most: Optional[int]) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read() if most is None else file.read(most + 1)
-    except OSError as error:
-        raise EngineRefused("file-missing", f"{path} cannot be read", why=str(error)) from error
+    with open(path, "rb") as file:
+        return file.read() if most is None else file.read(most + 1)
 
 
 def _document(text: bytes, path: str) -> Dict[str, Any]:
@@ -122,10 +126,10 @@ def _document(text: bytes, path: str) -> Dict[str, Any]:
 def _facts(text: bytes, path: str) -> Facts:
     document = _document(text, path)
     version = document.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    if type(version) is int and version > SCHEMA_VERSION:
         what = f"{path} is of schema version {version}, this is a runtime for {SCHEMA_VERSION}"
         raise EngineRefused("artifact-too-new", what, fix="update enginefarm")
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         what = f"{path} is not an engine's manifest"
         raise EngineRefused("manifest-invalid", what, why=f"its schema version is {version!r}", fix=_AGAIN)
     try:

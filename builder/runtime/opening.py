@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
+from builder.worker.protocol import StageFailure
+
 from .driver import open_driver
 from .engine import Engine, Settings
 from .fallback import make_fallback
@@ -12,12 +14,11 @@ from .folder import LOCAL, read_engine
 from .loaded import Loaded, as_refused
 from .machine import check_gpu, check_machine, check_tensorrt, import_tensorrt
 from .messages import LOGGER
+from .places import locate
 from .reasons import EngineRefused
 
 if TYPE_CHECKING:
     from .folder import Checked
-
-from builder.worker.protocol import StageFailure
 
 
 def load(  # noqa: PLR0913  # each is a choice of the application's, by name
@@ -64,7 +65,7 @@ def load(  # noqa: PLR0913  # each is a choice of the application's, by name
     answer = make_fallback(fallback, lambda: open_driver(device))
     engine = Engine(settings, answer)
     try:
-        checked = read_engine(os.fspath(model), trust=trust, allow_untrusted=allow_untrusted)
+        checked = _read(os.fspath(model), trust, allow_untrusted=allow_untrusted)
         check_machine(checked, allow_host_code=allow_host_code)
         _attach(engine, checked, device, host_code=allow_host_code)
     except EngineRefused as refused:
@@ -72,6 +73,18 @@ def load(  # noqa: PLR0913  # each is a choice of the application's, by name
             raise
         return Engine(settings, answer, refused.again())
     return engine
+
+
+def _read(model: str, trust: Optional[str], *, allow_untrusted: bool) -> Checked:
+    path = locate(model)
+    try:
+        return read_engine(path, trust=trust, allow_untrusted=allow_untrusted)
+    except EngineRefused:
+        again = locate(model)
+        if again == path:
+            raise
+        # pulled anew while it was read
+        return read_engine(again, trust=trust, allow_untrusted=allow_untrusted)
 
 
 def _attach(engine: Engine, checked: Checked, device: int, *, host_code: bool) -> None:

@@ -15,6 +15,7 @@ CODES: Dict[str, str] = {
     "precision-unsupported": "EF-202",
     "gpu-needed": "EF-206",
     "tensorrt-version": "EF-211",
+    "driver-too-old": "EF-213",
     "platform-mismatch": "EF-214",
     "plugin-missing": "EF-215",
     "host-code-refused": "EF-216",
