@@ -19,6 +19,7 @@ OTHER_VERSION = (
 )
 OTHER_DEVICE = ("incompatible device", "compute capability", "generated on a different device", "sm version")
 NO_LIBRARY = ("unable to load library", "cannot open shared object file", "could not load library")
+OLD_DRIVER = "driver version is insufficient"
 MAGIC = b"ftrt"
 VERSION_AT = 0x18
 
@@ -59,6 +60,8 @@ def load_failure(errors: list[str], message: str) -> StageFailure:
         return StageFailure("sm-mismatch", message, why=why, fix="build the engine for this GPU")
     if "out of memory" in said or "outofmemory" in said:
         return StageFailure("out-of-memory", message, why=why, fix="end other programs on the GPU")
+    if errors and OLD_DRIVER in errors[0].lower():
+        return StageFailure("driver-too-old", message, why=why, fix="update the driver")
     return StageFailure("engine-invalid", message, why=why, fix="build the engine again")
 
 
