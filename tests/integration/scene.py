@@ -14,12 +14,13 @@ import pytest
 from builder import oci, registry_retry
 from builder.artifact import make_index
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE
 from builder.keys import KeyPair
 from builder.places import Located, Place, Talk, locate
 from builder.policy_rules import Policy
 from builder.project import Home
 from builder.pull import Order, Puller
+from builder.runtime.folder import read_engine
+from builder.runtime.reasons import EngineRefused
 from builder.store import Store
 from builder.worker.trt import loading
 from tests.published import (
@@ -83,8 +84,13 @@ class Scene:
         """Do what an application does."""
         wanted: dict[str, Any] = {"machine": machine(), "policy": self.policy}
         puller = Puller(home=self.home, cancel=threading.Event(), listen=lambda _: None)
-        pulled = puller.pull(self.located(address), Order(**wanted | order))
-        loading.deserialize(self.spy, None, (pulled.folder / ENGINE).read_bytes())
+        puller.pull(self.located(address), Order(**wanted | order))
+        self.load()
+
+    def load(self) -> None:
+        """Load what was pulled, as `builder.runtime.load` does on a machine with a GPU."""
+        checked = read_engine(str(self.home.engines / MODEL))
+        loading.deserialize(self.spy, None, checked.content)
 
     def blob(self, content: bytes) -> Path:
         """Find a blob where the registry keeps it."""
@@ -109,9 +115,12 @@ def refused(scene: Scene, **order: Any) -> Reason:
     """Run the application; say why the pull was refused. Nothing is to be seen of it."""
     with pytest.raises(EnginefarmError) as caught:
         scene.run(**order)
-    assert scene.spy.deserialized == []
     assert Store(scene.home.store).entries() == ()
-    assert not (scene.home.engines / MODEL).exists()
+    # an application that goes on all the same finds nothing to load
+    with pytest.raises(EngineRefused) as missing:
+        scene.load()
+    assert missing.value.reason == "file-missing"
+    assert scene.spy.deserialized == []
     return caught.value.reason
 
 
