@@ -33,7 +33,7 @@ from builder.pull_checks import Machine, check_pulled
 from builder.pull_index import Choice, choose_engine, read_bundles, read_model_index, told_where
 from builder.pull_memory import PullMemory
 from builder.signatures import keep_signature
-from builder.store import Entry, Store
+from builder.store import Blob, Entry, Store
 from builder.trust import Trusted, check_signature
 
 PULLED = "org.enginefarm.pulled"
@@ -202,7 +202,10 @@ class Puller:
             kind="engine",
             key=manifest.key,
             name=manifest.job,
-            files={title: files / title for title in wanted},
+            files={
+                title: Blob(digest=digest, size=artifact.files[title]["size"], path=files / title)
+                for title, digest in wanted.items()
+            },
             annotations={PROOF_ANNOTATION: manifest.proof.key, PULLED: where},
         )
         if _digests(store, added) != wanted:
