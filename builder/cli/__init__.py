@@ -17,7 +17,7 @@ COMMANDS: dict[str, str] = {
     "show": "Show what an engine is and what was proved.",
     "explain": "Say why two engines have different keys.",
     "export": "Write engines as plain files for trtexec or Triton.",
-    "push": "Push engines to a registry.",
+    "push": "Push engines of the store to a registry.",
     "trtexec": "Print the trtexec commands that do what a job does.",
     "sign": "Sign an engine, or check who signed it.",
     "keys": "Make, list, replace and revoke keys that sign.",
