@@ -15,6 +15,7 @@ from builder import durable
 from builder.errors import EnginefarmError, Reason
 from builder.jobs import ENGINE, KEY, MANIFEST
 from builder.query import list_engines
+from builder.signature_bundle import SUFFIX
 from builder.store import Entry, Store
 
 _FILES = (ENGINE, MANIFEST, KEY)
@@ -110,7 +111,10 @@ def _refuse_foreign(destination: Path, job: str) -> None:
         return
     if destination.is_symlink() or not destination.is_dir():
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{destination} is not a folder that enginefarm wrote")
-    others = sorted(path.name for path in destination.iterdir() if path.name not in _FILES)
+    # a signature of the older engine goes with it
+    others = sorted(
+        path.name for path in destination.iterdir() if path.name not in _FILES and not path.name.endswith(SUFFIX)
+    )
     if others:
         listed = ", ".join(others[:5])
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{destination} holds other files", why=f"not ours: {listed}")

@@ -158,9 +158,9 @@ def revoke_key(home: Home, key_id: str, why: str, now: datetime) -> Path:
         text = path.read_text(encoding="utf-8") if path.exists() else _LIST_HEAD
         if f'key = "{key_id}"' not in text:
             # JSON's strings are TOML's basic strings, but for one character that JSON leaves as it is
-            said = json.dumps(why).replace("\x7f", "\\u007f")
+            said = json.dumps(why, ensure_ascii=False).replace("\x7f", "\\u007f")
             text += f'\n[[revoked]]\nkey = "{key_id}"\nwhy = {said}\nat = {now:%Y-%m-%dT%H:%M:%SZ}\n'
-            durable.write_atomically(path, text.encode(), path.parent)
+            durable.write_atomically(path, text.encode(errors="replace"), path.parent)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 from collections.abc import Sequence
@@ -168,8 +169,9 @@ class _File:
         try:
             content = tomllib.loads(self._text)
         except tomllib.TOMLDecodeError as error:
-            # the parser ends its message with "(at line 3, column 7)"
-            raise _invalid(str(error), str(self._path)) from error
+            what, _, place = str(error).partition(" (at ")
+            digits = re.findall(r"[0-9]+", place) or [str(len(self._text.splitlines())), "1"]
+            raise _invalid(f"not TOML: {what}", f"{self._path}:{digits[0]}:{digits[-1]}") from error
         try:
             return model.model_validate(content)
         except ValidationError as error:

@@ -20,6 +20,7 @@ from builder.errors import EnginefarmError, Reason
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+SUFFIX = ".sigstore.json"
 LARGEST_BUNDLE = 1 << 20
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 _PREDICATE_TYPE = "https://model_signing/signature/v1.0"
@@ -107,7 +108,7 @@ def _bundle(document: dict[str, Any]) -> Bundle:
         "dsseEnvelope": {
             "payload": _encode(payload),
             "payloadType": PAYLOAD_TYPE,
-            "signatures": [{"sig": _encode(_decode(signature["sig"]))}],
+            "signatures": [{"sig": _encode(_decode(signature["sig"])), "keyid": signature.get("keyid") or ""}],
         },
     }
     return Bundle(

@@ -1,26 +1,22 @@
-"""Where signatures lie: beside an engine in the store, in a folder of an engine, attached to one in a registry."""
+"""Where signatures lie: beside an engine in the store, and in a folder of an engine."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from builder import artifact, durable, oci, trust, trust_certificates
+from builder import artifact, durable, trust, trust_certificates
 from builder.errors import EnginefarmError, Reason
 from builder.jobs import ENGINE, MANIFEST
 from builder.manifest import Manifest, load_manifest
 from builder.policy_rules import Policy
-from builder.query import list_engines
-from builder.registry import Registry
-from builder.signature_bundle import LARGEST_BUNDLE, Kind, read_bundle
+from builder.signature_bundle import LARGEST_BUNDLE, SUFFIX, Kind, read_bundle
 from builder.signers import Signer
 from builder.store import Entry, Store
 from builder.trust import Trusted
 
-SUFFIX = ".sigstore.json"
 # what a pull notes of its check; it is of this machine and no part of the artifact
 NOTE = "trust.json"
 _KIND = "signature"
@@ -29,10 +25,13 @@ _SUBJECT = "org.enginefarm.subject"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signed:
-    """An engine that was signed. `where`: the file, or the reference of the artifact; null for one of the store."""
+    """What was signed. `name`: the job, or the model of an index; `sha256`: of the engine or the index, hex.
 
-    job: str
-    engine_sha256: str
+    `where`: the signature's file, or the reference of what it is attached to; null for an engine of the store.
+    """
+
+    name: str
+    sha256: str
     where: str | None
     bundle: bytes
 
@@ -53,7 +52,7 @@ def sign_entry(store: Store, entry: Entry, signer: Signer) -> Signed:
     store.add(kind=_KIND, key=entry.key, name=entry.name, files={title: bundle}, annotations={_SUBJECT: entry.digest})
     for one in older:
         store.remove(one)
-    return Signed(job=entry.name, engine_sha256=files[ENGINE], where=None, bundle=bundle)
+    return Signed(name=entry.name, sha256=files[ENGINE], where=None, bundle=bundle)
 
 
 def signatures_of(store: Store, entry: Entry) -> list[bytes]:
@@ -84,7 +83,9 @@ def check_entry(
 def artifact_digests(store: Store, entry: Entry) -> dict[str, str]:
     """Return SHA-256, hex, of every file of the artifact that a push makes of an engine."""
     manifest = load_manifest(store.read(entry, MANIFEST), entry.name)
-    files = {title: blob.digest.removeprefix("sha256:") for title, blob in store.files(entry).items()}
+    titles = {MANIFEST, *artifact.TYPES}
+    blobs = {title: blob for title, blob in store.files(entry).items() if title in titles}
+    files = {title: blob.digest.removeprefix("sha256:") for title, blob in blobs.items()}
     return files | {title: hashlib.sha256(content).hexdigest() for title, content in _derived(manifest).items()}
 
 
@@ -101,7 +102,7 @@ def sign_in_folder(folder: Path, signer: Signer) -> Signed:
     with durable.writing(str(path)):
         durable.write_atomically(path, bundle, folder)
     job = read_bundle(bundle).statement.subject
-    return Signed(job=job, engine_sha256=files[ENGINE], where=str(path), bundle=bundle)
+    return Signed(name=job, sha256=files[ENGINE], where=str(path), bundle=bundle)
 
 
 def check_folder(folder: Path, policy: Policy, now: datetime, model: str | None = None) -> tuple[str, Trusted | None]:
@@ -127,34 +128,6 @@ def check_folder(folder: Path, policy: Policy, now: datetime, model: str | None 
     return model, trust.check_signature(folder, bundles, policy, model, now, digests=files)
 
 
-def sign_in_registry(registry: Registry, store: Store, version: str, signer: Signer) -> list[Signed]:
-    """Sign engines in a registry, by tag of an index or digest of an artifact, and attach the signatures.
-
-    Only what this machine's store holds too is signed: a registry must not choose what somebody vouches for.
-
-    Raises:
-        EnginefarmError: ARTIFACT_MISSING, ARTIFACT_INVALID; as the registry and the signer.
-
-    """
-    known = {_frozen(artifact_digests(store, one)): one for one in list_engines(store)}
-    chosen = []
-    for content, descriptor in _artifacts(registry, version):
-        place = f"{registry.registry}/{registry.repository}@{descriptor['digest']}"
-        files = artifact.parse_artifact(content, place).files
-        entry = known.get(_frozen({title: str(one["digest"]).removeprefix("sha256:") for title, one in files.items()}))
-        if entry is None:
-            what = f"the store does not hold {place}"
-            fix = "sign where the engine was built, or pull it and look at it first"
-            raise EnginefarmError(Reason.ARTIFACT_MISSING, what, fix=fix)
-        chosen.append((place, descriptor, entry))
-    signed = []
-    for place, descriptor, entry in chosen:
-        one = sign_entry(store, entry, signer)
-        registry.attach(descriptor, trust.MEDIA_TYPE, signature_name(one.bundle), one.bundle)
-        signed.append(replace(one, where=place))
-    return signed
-
-
 def signature_name(bundle: bytes) -> str:
     """Name the file of a signature after its signer's key: signing again replaces what that key has signed."""
     read = read_bundle(bundle)
@@ -164,22 +137,6 @@ def signature_name(bundle: bytes) -> str:
 
 def _signatures(store: Store, entry: Entry) -> list[Entry]:
     return [one for one in store.find(_KIND, entry.key) if one.annotations.get(_SUBJECT) == entry.digest]
-
-
-def _artifacts(registry: Registry, version: str) -> list[tuple[bytes, oci.Document]]:
-    where = f"{registry.registry}/{registry.repository}:{version}"
-    found = registry.manifest(version, (oci.INDEX_TYPE, oci.MANIFEST_TYPE))
-    if found is None:
-        raise EnginefarmError(Reason.ARTIFACT_MISSING, f"there is no {where}")
-    content, descriptor = found
-    if descriptor["mediaType"] != oci.INDEX_TYPE:
-        return [found]
-    entries = artifact.parse_index(content, where).entries
-    return [one for entry in entries for one in _artifacts(registry, str(entry["digest"]))]
-
-
-def _frozen(files: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(files.items()))
 
 
 def _derived(manifest: Manifest) -> dict[str, bytes]:

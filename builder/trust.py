@@ -49,6 +49,7 @@ _ORDER = (
     Reason.SIGNATURE_INVALID,
     Reason.IDENTITY_MISMATCH,
     Reason.SIGNER_UNKNOWN,
+    Reason.FETCH_FAILED,
     Reason.KEY_EXPIRED,
     Reason.KEY_REVOKED,
 )
@@ -121,7 +122,7 @@ def check_signature(
 
     Raises:
         EnginefarmError: UNSIGNED, SIGNATURE_INVALID, IDENTITY_MISMATCH, SIGNER_UNKNOWN, KEY_EXPIRED, KEY_REVOKED,
-            NAME_UNSAFE for what is no plain file.
+            NAME_UNSAFE for what is no plain file, FETCH_FAILED where a keyless signature's Sigstore cannot be asked.
 
     """
     files: Mapping[str, str] = {}

@@ -46,8 +46,9 @@ def command(  # noqa: PLR0913 - click hands over one argument per option
     """Sign an engine, or check who signed it.
 
     TARGET is a folder as `enginefarm export` writes it, an engine of the store, or REGISTRY/REPOSITORY:TAG. A folder
-    gets its signature as a file, the store keeps it beside the engine for the next push, a registry attaches it. All
-    files are signed, the manifest among them: sign after `verify` and `bench`, which write to it.
+    gets its signature as a file, the store keeps it beside the engine for the next push. In a registry all engines of
+    the tag and their list are signed, if the store holds them too. All files are signed, the manifest among them: sign
+    after `verify` and `bench`, which write to it.
 
     The passphrase of a key is read from $ENGINEFARM_KEY_PASSPHRASE or asked for.
     """
@@ -74,7 +75,9 @@ def _sign(target: str, signer: Signer, home: Home, *, plain_http: bool) -> Seque
         return [signatures.sign_in_folder(Path(target), signer)]
     if "/" not in target:
         return [signatures.sign_entry(store, find_engine(store, target), signer)]
+    from builder.publish_seal import Seal  # noqa: PLC0415
     from builder.registry import Registry, parse_reference  # noqa: PLC0415
+    from builder.sign_remote import sign_in_registry  # noqa: PLC0415
 
     reference = parse_reference(target)
     registry = Registry(
@@ -84,7 +87,7 @@ def _sign(target: str, signer: Signer, home: Home, *, plain_http: bool) -> Seque
         cancel=threading.Event(),
         listen=lambda _: None,
     )
-    return signatures.sign_in_registry(registry, store, reference.version or "latest", signer)
+    return sign_in_registry(registry, reference.version or "latest", Seal(store=store, signer=signer))
 
 
 def _check(
@@ -125,11 +128,9 @@ def _as_json(trusted: Trusted | None) -> dict[str, object]:
 
 def _show(signed: Sequence[Signed], *, as_json: bool) -> None:
     if as_json:
-        options.print_json(
-            [{"job": one.job, "engine_sha256": one.engine_sha256, "signature": one.where} for one in signed]
-        )
+        options.print_json([{"name": one.name, "sha256": one.sha256, "signature": one.where} for one in signed])
         return
     out = options.stdout()
     for one in signed:
-        out.line(f"{one.job}  {short(one.engine_sha256)}  {one.where or 'in the store'}")
-    options.stderr().line(f"{counted(len(signed), 'engine')} signed")
+        out.line(f"{one.name}  {short(one.sha256)}  {one.where or 'in the store'}")
+    options.stderr().line(f"{counted(len(signed), 'signature')} made")

@@ -48,6 +48,18 @@ def test_second_time_writes_nothing(store: Store, tmp_path: Path) -> None:
     assert (first.folder / ENGINE).stat().st_mtime_ns == before
 
 
+def test_signature_stays_as_long_as_its_engine(store: Store, tmp_path: Path) -> None:
+    """What `enginefarm sign` wrote beside an engine is no file of others, and not one of the next engine."""
+    (entry,) = choose_engines(store, ("tiny-*",))
+    folder = export_engine(store, entry, tmp_path / "out").folder
+    (folder / "abc.sigstore.json").write_text("{}", encoding="utf-8")
+    assert not export_engine(store, entry, tmp_path / "out").written
+    assert (folder / "abc.sigstore.json").is_file()
+    add_engine(store, "tiny", variant=1)
+    assert export_engine(store, choose_engines(store, ("tiny-*",))[0], tmp_path / "out").written
+    assert {path.name for path in folder.iterdir()} == {ENGINE, MANIFEST, KEY}
+
+
 def test_newer_engine_takes_the_older_ones_place(store: Store, tmp_path: Path) -> None:
     """A rebuilt job replaces its own folder, whole."""
     out = tmp_path / "out"
