@@ -19,6 +19,7 @@ from builder.workspace import LOCK, STARTED
 STORE_KINDS = {"engine": "engine", "onnx": "ONNX model", "timing-cache": "timing cache"}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"[0-9a-f]{64}\.part")
+_PULL = re.compile(r"([0-9a-f]{64}|mirror-[0-9a-f]{16}|\.removed-.+)")
 _BASE = re.compile(r"(sha256-[0-9a-f]{64}-.+|standin-.+)")
 _UNFINISHED = ("envs/.*-py*-*.*", "envs/.removed-*", "bases/.standin-*", "bases/.removed-*")
 
@@ -60,9 +61,17 @@ def leftovers(home: Home, older_than_s: float) -> Iterator[Item]:
     for path in _matching(home.bases, _BASE):
         if not (path / "index.json").is_file() and path.stat().st_mtime <= limit:
             yield _folder_item("broken transfer", path, path)
+    yield from _broken_pulls(home, limit)
     for path in sorted(home.work.glob("run-*/")):
         if not _alive(path):
             yield _folder_item("work of a dead run", path, path)
+
+
+def _broken_pulls(home: Home, limit: float) -> Iterator[Item]:
+    for path in _matching(home.pulls, _PULL):
+        # one that goes on is written to
+        if max(file.lstat().st_mtime for file in (path, *path.rglob("*"))) <= limit:
+            yield _folder_item("broken transfer", path, path)
 
 
 def oldest_live_run(home: Home) -> float | None:

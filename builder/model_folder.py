@@ -141,16 +141,12 @@ class ModelFolder:
         if DIGEST.fullmatch(reference) and reference != digest:
             raise self._corrupt(f"expected {reference}\nactual   {digest}")
         self.push(content, digest, len(content))
-        document = self._parse(content, digest)
         described = oci.descriptor(media_type, digest, len(content))
-        if kind := document.get("artifactType"):
-            described["artifactType"] = kind
-        if not DIGEST.fullmatch(reference):
-            self._list(described, reference)
-        elif "subject" in document:
-            # what nothing leads to is found by the index alone
-            self._list(described, None)
-        return oci.descriptor(media_type, digest, len(content))
+        kind = self._parse(content, digest).get("artifactType")
+        listed = described | ({"artifactType": kind} if kind else {})
+        # other tools find by its digest only what index.json lists, and so is found what refers to another manifest
+        self._list(listed, None if DIGEST.fullmatch(reference) else reference)
+        return described
 
     def ensure_listed(self, digest: str, entries: list[oci.Document]) -> None:
         """Do nothing: what refers to another manifest is listed when it is put."""
@@ -162,10 +158,12 @@ class ModelFolder:
     def _list(self, described: oci.Document, tag: str | None) -> None:
         with self._writing(), FileLock(self.root / ".lock"):
             listed = self._listed()
+            known = [one for one in listed if one["digest"] == described["digest"]]
             if tag is not None:
+                bare = [one for one in known if _tag(one) is None]
+                listed = [one for one in listed if _tag(one) != tag and one not in bare]
                 described = described | {"annotations": {oci.REF_NAME: tag}}
-                listed = [one for one in listed if _tag(one) != tag]
-            elif any(one["digest"] == described["digest"] for one in listed):
+            elif known:
                 return
             durable.write_atomically(self.root / "index.json", oci.index([*listed, described]), self.root)
 

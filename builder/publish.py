@@ -193,7 +193,8 @@ class _ModelPush:
         self._model = model
         self._places = places
         self._seal = seal
-        self._index = ModelIndexFile(registry, model, tag, listen, self._sign_index)
+        sign = self._sign_index if seal.signer is not None else None
+        self._index = ModelIndexFile(registry, model, tag, listen, sign)
 
     def run(self, packages: Sequence[Package]) -> Pushed:
         # before anything is sent: a tag that holds something else stays as it is
@@ -256,8 +257,6 @@ class _ModelPush:
         return pushed, entries
 
     def _sign_index(self, content: bytes) -> None:
-        if self._seal.signer is None:
-            return
         subject = oci.descriptor(oci.INDEX_TYPE, oci.digest_of(content), len(content))
         for one in self._registry.referrers(subject["digest"], artifact.SIGNATURE_TYPE):
             with suppress(EnginefarmError):

@@ -45,10 +45,10 @@ def marker(tag: str, entry: oci.Document) -> str:
 
 
 class ModelIndexFile:
-    """The index of one model under one tag. `sign` is called with a content before the tag moves to it."""
+    """The index of one model under one tag. `sign`, if any, is called with a content before the tag moves to it."""
 
     def __init__(
-        self, registry: Registry, model: str, tag: str, listen: Listener, sign: Callable[[bytes], None]
+        self, registry: Registry, model: str, tag: str, listen: Listener, sign: Callable[[bytes], None] | None
     ) -> None:
         self.where = f"{registry.registry}/{registry.repository}:{tag}"
         self._registry = registry
@@ -91,7 +91,8 @@ class ModelIndexFile:
             known |= {entry["digest"]: entry for entry in current.values()}
             merged = current | self._marked(known)
             if index is not None and content is not None and merged == current:
-                self._sign(content)
+                if self._sign is not None:
+                    self._sign(content)
                 return index
             made = artifact.make_index(self._model, list(merged.values()), 1 + (index.serial if index else 0))
             self._sign_before(made)
@@ -114,9 +115,10 @@ class ModelIndexFile:
             raise
 
     def _sign_before(self, content: bytes) -> None:
-        # by digest first: whoever finds the tag finds what belongs to it
-        self._registry.put_manifest(oci.digest_of(content), content, oci.INDEX_TYPE)
-        self._sign(content)
+        if self._sign is not None:
+            # by digest first: whoever finds the tag finds what belongs to it
+            self._registry.put_manifest(oci.digest_of(content), content, oci.INDEX_TYPE)
+            self._sign(content)
 
     def _marked(self, known: Mapping[str, oci.Document]) -> dict[tuple[str, str, str], oci.Document]:
         """Return the entries of all engines that have a tag of this index, by place."""

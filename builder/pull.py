@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 from builder import durable, host, oci
@@ -29,9 +30,10 @@ from builder.places import Located
 from builder.policy_rules import Policy, Unsigned
 from builder.project import Home
 from builder.pull_checks import Machine, check_pulled
-from builder.pull_index import Choice, choose_engine, read_bundles, read_model_index
+from builder.pull_index import Choice, choose_engine, read_bundles, read_model_index, told_where
 from builder.pull_memory import PullMemory
-from builder.store import Entry, Store
+from builder.signatures import keep_signature
+from builder.store import Blob, Entry, Store
 from builder.trust import Trusted, check_signature
 
 PULLED = "org.enginefarm.pulled"
@@ -111,7 +113,7 @@ class Puller:
         artifact = parse_artifact(content[0], where, order.max_bytes)
         _compare_sizes(artifact, choice.entry, where)
         bundles = read_bundles(located.place, artifact.descriptor["digest"])
-        with self._transfer(artifact, located.model) as work:
+        with told_where(where), self._transfer(artifact, located.model) as work:
             if not bundles:
                 # said before a gigabyte has come for nothing
                 check_signature(work, bundles, order.policy, located.model, now)
@@ -119,9 +121,14 @@ class Puller:
             files = _gather(artifact, work)
             # each file was compared with its digest as it came
             digests = {title: _hex(one) for title, one in artifact.files.items()}
-            trusted = check_signature(files, bundles, order.policy, located.model, now, digests=digests)
+            check = partial(check_signature, files, policy=order.policy, model=located.model, now=now, digests=digests)
+            trusted = check(bundles)
             checked = check_pulled(files, artifact, choice.entry, located.model, order.machine, where)
             entry = self._keep(artifact, files, checked.manifest, where)
+            for bundle in bundles:
+                # what others attached beside a good signature is left where it is
+                if _passes(partial(check, [bundle])):
+                    keep_signature(Store(self.home.store), entry, bundle)
             folder = self._publish(entry, located, order, trusted, where)
         return Pulled(
             model=located.model,
@@ -195,7 +202,10 @@ class Puller:
             kind="engine",
             key=manifest.key,
             name=manifest.job,
-            files={title: files / title for title in wanted},
+            files={
+                title: Blob(digest=digest, size=artifact.files[title]["size"], path=files / title)
+                for title, digest in wanted.items()
+            },
             annotations={PROOF_ANNOTATION: manifest.proof.key, PULLED: where},
         )
         if _digests(store, added) != wanted:
@@ -220,6 +230,14 @@ class Puller:
         if order.to is not None:
             return copy_engine(order.to, files, trust)
         return place_engine(self.home, located.model, files, trust, self.cancel)
+
+
+def _passes(check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except EnginefarmError:
+        return False
+    return True
 
 
 def _with_policy(order: Order, model: str) -> Order:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from builder.artifact import SIGNATURE_TYPE, ModelIndex, parse_index
 from builder.compat import Fit, Verdict, candidate_of_annotations, no_fit, rank
 from builder.errors import EnginefarmError, Reason
 from builder.places import Located, Place
-from builder.policy_rules import Policy
+from builder.policy_rules import IndexRule, Policy
 from builder.pull_checks import Machine
 from builder.pull_memory import PullMemory
 from builder.store_index import DIGEST
@@ -48,7 +49,9 @@ def read_model_index(
     if read is None:
         raise EnginefarmError(Reason.ARTIFACT_MISSING, f"there is no {located.shown}")
     index = parse_index(read[0], located.shown, located.model)
-    check_index(read[0], read_bundles(located.place, index.digest), policy, located.model, now)
+    if policy.index is IndexRule.SIGNED:
+        with told_where(f"{located.name}@{index.digest}"):
+            check_index(read[0], read_bundles(located.place, index.digest), policy, located.model, now)
     if not located.pinned:
         memory.note(located.shown, index.serial, accept_older=accept_older)
     return index
@@ -68,6 +71,16 @@ def choose_engine(index: ModelIndex, machine: Machine) -> Choice:
         raise no_fit(verdicts, f"engine of {index.model}")
     best = verdicts[0]
     return Choice(index=index, entry=entries[best.candidate.digest or ""], verdict=best)
+
+
+@contextmanager
+def told_where(where: str) -> Iterator[None]:
+    """Let errors say what they are about, where they do not yet."""
+    try:
+        yield
+    except EnginefarmError as error:
+        error.where = error.where or where
+        raise
 
 
 def read_bundles(place: Place, digest: str) -> list[bytes]:

@@ -89,6 +89,7 @@ class Reason(Enum):
     BENCH_NOISY = info("421", "bench-noisy", ExitCode.STAGE_FAILED)
     PRECISION_LOST_FP32 = info("422", "precision-lost-fp32", ExitCode.STAGE_FAILED)
     PRECISION_UNPROVEN = info("423", "precision-unproven", ExitCode.STAGE_FAILED)
+    RUN_FAILED = info("424", "run-failed", ExitCode.STAGE_FAILED)
 
     STORE_CORRUPT = info("501", "store-corrupt", ExitCode.STORE)
     STORE_FOREIGN = info("502", "store-foreign", ExitCode.STORE)

@@ -14,7 +14,7 @@ from docker.errors import DockerException
 from builder.errors import EnginefarmError, Reason
 from builder.registry_retry import as_passing
 
-_WAIT_S = (10.0, 60.0)
+_NO_TOKEN = (requests.exceptions.JSONDecodeError, AttributeError, KeyError, TypeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,19 +63,19 @@ def authorise(registry: Any, login: Login, refused: requests.Response) -> str:
     host = registry.hostname
     try:
         if login.identity is not None and challenge.lower().startswith("bearer"):
-            return f"Bearer {_exchange(registry.session, login.identity, challenge)}"
+            return f"Bearer {_exchange(registry.auth.session, login.identity, challenge)}"
         # the token that was given for reading does not do for writing, and the library keeps it
         registry.auth.token = None
         headers, _ = registry.auth.authenticate_request(refused, {})
         return str(headers["Authorization"])
-    except (requests.RequestException, OSError) as error:
-        raise as_passing(error, str(refused.url)) from error
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+    except _NO_TOKEN as error:
         # the library trusts what token servers say, and says nothing where they refuse
         what = f"{host} asks who you are, and did not take the answer"
         raise EnginefarmError(
             Reason.REGISTRY_REFUSED, what, why=challenge or repr(error), fix=f"docker login {host}"
         ) from error
+    except (requests.RequestException, OSError) as error:
+        raise as_passing(error, str(refused.url)) from error
 
 
 def _exchange(session: Any, identity: str, challenge: str) -> str:
@@ -88,8 +88,8 @@ def _exchange(session: Any, identity: str, challenge: str) -> str:
         "service": asked.service or "",
         "scope": asked.scope or "",
     }
-    response = session.post(asked.realm, data=form, timeout=_WAIT_S)
+    response = session.post(asked.realm, data=form)
     if response.status_code != HTTPStatus.OK:
         msg = f"the token server says {response.status_code}"
-        raise ValueError(msg)
+        raise TypeError(msg)
     return str(response.json()["access_token"])

@@ -55,8 +55,12 @@ class Patience:
         if self._failed >= self._attempts or pause_s > _LONGEST_PAUSE_S:
             what = f"{shown(url)}: the registry does not answer"
             raise EnginefarmError(Reason.REGISTRY_UNREACHABLE, what, why=str(error)) from error
-        if self._cancel.wait(pause_s):
+        if self.wait(pause_s):
             raise EnginefarmError(Reason.INTERRUPTED, "talking to a registry was stopped") from error
+
+    def wait(self, pause_s: float) -> bool:
+        """Wait; true where it is time to stop."""
+        return self._cancel.wait(pause_s)
 
 
 def as_passing(error: Exception, url: str) -> Exception:

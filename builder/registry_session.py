@@ -174,11 +174,11 @@ class Session:
     def _knock(self) -> Any:
         """Find out how to talk: plainly on this machine and where asked to, and how to log in."""
         prefixes = ["http", "https"] if self._loopback else ["http" if self._plain_http else "https"]
-        errors = []
+        errors: list[Exception] = []
         for prefix in prefixes:
             try:
                 challenge = self._challenge(prefix)
-            except (PassingError, EnginefarmError) as error:
+            except _WrongSchemeError as error:
                 errors.append(error)
                 continue
             kind = "basic" if challenge.lower().startswith("basic") else "token"
@@ -187,8 +187,7 @@ class Session:
             if self._login.user is not None:
                 registry.auth.set_basic_auth(self._login.user, self._login.password)
             return registry
-        # where nobody is, both say the same; a bad certificate is told by the second
-        raise errors[-1]
+        raise next((error for error in errors if "certificate" in str(error).lower()), errors[0]).args[0]
 
     def _challenge(self, prefix: str) -> str:
         url = f"{prefix}://{self._at}/v2/"
@@ -197,42 +196,59 @@ class Session:
             with session.get(url, timeout=_WAIT_S, verify=_verify(), stream=True) as response:
                 status, challenge = response.status_code, str(response.headers.get("Www-Authenticate", ""))
         except (requests.RequestException, OSError) as error:
-            raise as_passing(error, url) from error
+            raise _WrongSchemeError(as_passing(error, url)) from error
         finally:
             session.close()
-        # what a server for TLS says to plain HTTP
-        if status == HTTPStatus.BAD_REQUEST or status in PASSING:
+        if status in PASSING:
             raise PassingError(f"GET {url}: {status}")
+        if status == HTTPStatus.BAD_REQUEST:
+            # what a server for TLS says to plain HTTP
+            raise _WrongSchemeError(PassingError(f"GET {url}: {status}"))
         return challenge
 
     def _connect(self, prefix: str, kind: str) -> Any:
         # it writes to standard error what comes back as an error here
         logging.getLogger("oras.logger").setLevel(logging.CRITICAL + 1)
         registry = oras.provider.Registry(self._at, insecure=prefix == "http", tls_verify=_verify(), auth_backend=kind)
-        session = registry.session
-        # a proxy is for the world outside
-        session.trust_env = not self._loopback
-        # else requests looks for a log-in of its own in ~/.netrc and sends it instead
-        session.auth = lambda request: request
-        session.headers.update({"User-Agent": "enginefarm", "Accept-Encoding": "identity"})
-        session.mount("http://", _PlainHttp(anywhere=self._plain_http))
+        # of its own, so that a token server that is busy can be told from one that refuses
+        registry.auth.session = requests.Session()
+        registry.auth.session.hooks["response"].append(_refuse_passing)
+        for session in (registry.session, registry.auth.session):
+            # a proxy is for the world outside
+            session.trust_env = not self._loopback
+            # else requests looks for a log-in of its own in ~/.netrc and sends it instead
+            session.auth = lambda request: request
+            session.headers.update({"User-Agent": "enginefarm", "Accept-Encoding": "identity"})
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, _Door(plain_http=self._plain_http))
         return registry
 
 
-class _PlainHttp(HTTPAdapter):
-    """Refuses to talk plainly to other machines, wherever the registry sends us."""
+class _WrongSchemeError(Exception):
+    """Perhaps the other scheme does. Holds what to raise where neither does."""
 
-    def __init__(self, *, anywhere: bool) -> None:
+
+class _Door(HTTPAdapter):
+    """Refuses to talk plainly to other machines, wherever the registry sends us, and waits for nobody for ever."""
+
+    def __init__(self, *, plain_http: bool) -> None:
         super().__init__()
-        self._anywhere = anywhere
+        self._plain_http = plain_http
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
         """Send it, or not."""
-        url = str(request.url)
-        if not self._anywhere and not is_loopback(urlsplit(url).netloc):
-            what = f"{shown(url)} is plain HTTP: everybody on the way could read and change it"
+        url = urlsplit(str(request.url))
+        if url.scheme == "http" and not self._plain_http and not is_loopback(url.netloc):
+            what = f"{shown(str(request.url))} is plain HTTP: everybody on the way could read and change it"
             raise EnginefarmError(Reason.REGISTRY_REFUSED, what, fix="--plain-http allows it")
+        options["timeout"] = options.get("timeout") or _WAIT_S
         return super().send(request, *arguments, **options)
+
+
+def _refuse_passing(response: requests.Response, **_: Any) -> None:
+    if response.status_code in PASSING:
+        why = f"{shown(response.url)}: {response.status_code} {response.reason}"
+        raise PassingError(why, retry_after(response.headers.get("Retry-After")))
 
 
 def is_loopback(host: str) -> bool:
@@ -251,8 +267,11 @@ def read_some(response: requests.Response, count: int) -> bytes:
         PassingError: the connection broke.
 
     """
+    content = b""
     try:
-        content: bytes = response.raw.read(count, decode_content=False)
+        # a connection that was closed too early shows at the next reading only
+        while len(content) < count and (part := response.raw.read(count - len(content), decode_content=False)):
+            content += part
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise as_passing(error, response.url) from error
     return content

@@ -120,11 +120,15 @@ class _Download:
 
     def _attempt(self, out: IO[bytes]) -> None:
         asked = {"Range": f"bytes={self._have}-"} if self._have else {}
-        missing = (HTTPStatus.NOT_FOUND,)
-        with self._session.open("GET", self._path, asked, allowed=missing) as response:
+        expected = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+        with self._session.open("GET", self._path, asked, allowed=expected) as response:
             if response.status_code == HTTPStatus.NOT_FOUND:
                 what = f"{self._session.host} lacks a part of the artifact"
                 raise EnginefarmError(Reason.ARTIFACT_MISSING, what, why=self._path)
+            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                what = f"{self._session.host} has only the beginning of a part of the artifact"
+                why = f"nothing comes after {self._have} of {self._size} bytes"
+                raise EnginefarmError(Reason.DOWNLOAD_CORRUPT, what, why=why)
             range_ = response.headers.get("Content-Range", "")
             if self._have and not range_.startswith(f"bytes {self._have}-"):
                 # it knows no ranges and sends all

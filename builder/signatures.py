@@ -47,12 +47,24 @@ def sign_entry(store: Store, entry: Entry, signer: Signer) -> Signed:
     manifest = store.read(entry, MANIFEST)
     files = artifact_digests(store, entry)
     bundle = trust.sign_files(files, manifest, signer, entry.name)
+    keep_signature(store, entry, bundle)
+    return Signed(name=entry.name, sha256=files[ENGINE], where=None, bundle=bundle)
+
+
+def keep_signature(store: Store, entry: Entry, bundle: bytes) -> None:
+    """Keep a signature beside an engine of the store; it takes the place of an older one of its name.
+
+    Raises:
+        EnginefarmError: STORE_CORRUPT, STORE_READ_ONLY, DISK_FULL.
+
+    """
     title = signature_name(bundle)
     older = [one for one in _signatures(store, entry) if title in store.files(one)]
+    if any(store.read(one, title) == bundle for one in older):
+        return
     store.add(kind=_KIND, key=entry.key, name=entry.name, files={title: bundle}, annotations={_SUBJECT: entry.digest})
     for one in older:
         store.remove(one)
-    return Signed(name=entry.name, sha256=files[ENGINE], where=None, bundle=bundle)
 
 
 def signatures_of(store: Store, entry: Entry) -> list[bytes]:

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import time
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -60,10 +61,13 @@ class Store:
         kind: str,
         key: str,
         name: str,
-        files: Mapping[str, Path | bytes],
+        files: Mapping[str, Path | bytes | Blob],
         annotations: Mapping[str, str] | None = None,
     ) -> Entry:
         """Store an artifact: blobs first, the index last. The newest entry of a kind and key is the one found first.
+
+        A file given as `Blob` was compared with its digest a moment ago, and nobody writes to it any more: where that
+        can be, it gets a second name in the store and is not copied.
 
         Raises:
             EnginefarmError: DISK_FULL, STORE_READ_ONLY, STORE_FOREIGN, STORE_CORRUPT (index unreadable).
@@ -278,7 +282,10 @@ class Store:
             durable.write_atomically(self.root / "CACHEDIR.TAG", _CACHEDIR_TAG.encode(), self._temp)
             durable.write_atomically(layout, json.dumps(oci.LAYOUT).encode(), self._temp)
 
-    def _put(self, content: Path | bytes, what: str) -> Blob:
+    def _put(self, content: Path | bytes | Blob, what: str) -> Blob:
+        if isinstance(content, Blob) and (adopted := self._adopt(content)) is not None:
+            return adopted
+        content = content.path if isinstance(content, Blob) else content
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         with durable.writing(what, size):
             if isinstance(content, bytes) and (known := self._known(content)) is not None:
@@ -296,6 +303,22 @@ class Store:
                 raise
             durable.sync_folder(self._blobs)
         return Blob(digest=digest, size=path.stat().st_size, path=path)
+
+    def _adopt(self, blob: Blob) -> Blob | None:
+        """Give a checked file a name in the store; null where files cannot have two."""
+        path, temp = self._path(blob.digest), self._temp / f"blob-{uuid.uuid4().hex}"
+        try:
+            os.link(blob.path, temp)
+        except OSError:
+            return None
+        with durable.writing(str(path), blob.size):
+            durable.sync_file(temp)
+            temp.chmod(0o444)
+            # two names of one file: the rename leaves both
+            temp.replace(path)
+            temp.unlink(missing_ok=True)
+            durable.sync_folder(self._blobs)
+        return Blob(digest=blob.digest, size=blob.size, path=path)
 
     def _known(self, content: bytes) -> Blob | None:
         blob = Blob(digest=(digest := oci.digest_of(content)), size=len(content), path=self._path(digest))

@@ -22,6 +22,7 @@ from builder.artifact import (
     make_index,
 )
 from builder.compat import Wish
+from builder.jobs import PROOF_ANNOTATION
 from builder.key import canonical, make_key
 from builder.keys import KeyPair, describe_public_key, generate_key
 from builder.machine import Facts, GpuFacts
@@ -31,6 +32,7 @@ from builder.policy_rules import Policy, Rule, TrustedKey, Validity
 from builder.project import Home
 from builder.pull_checks import Machine
 from builder.signers import KeySigner, Signer, sign_digests
+from builder.store import Entry, Store
 from tests.engines import key_document, manifest
 
 MODEL = "tiny"
@@ -205,3 +207,10 @@ def machine(sm: str = "8.6", **changes: Any) -> Machine:
 def sha256(content: bytes) -> str:
     """Hash, hex."""
     return hashlib.sha256(content).hexdigest()
+
+
+def add_parcel(store: Store, one: Parcel) -> Entry:
+    """Put an engine into a store, as a build leaves it."""
+    files = {title: content for title, content in one.files.items() if title != LAYERS}
+    annotations = {PROOF_ANNOTATION: one.told.proof.key}
+    return store.add(kind="engine", key=one.told.key, name=one.told.job, files=files, annotations=annotations)

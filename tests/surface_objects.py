@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from tests.surface_running import ERROR, RUNNING, WARNING, say
+
 if TYPE_CHECKING:
     from tests.surfaces import FakeTensor, FakeTensorRT
 
 VERSION_AT = 0x18
-ERROR, WARNING = 1, 2
-
-
-def _log(trt: FakeTensorRT, logger: Any, level: int, text: str) -> None:
-    logger.log(trt.ILogger.Severity(level), text)
 
 
 def _is_set(flags: int, flag: Any) -> bool:
@@ -66,10 +63,10 @@ def _parse_from_file(self: Any, model: str) -> bool:
     if trt.__version__.startswith("8.") and not _is_set(
         network._state["creation_flags"], trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH
     ):
-        _log(trt, self._logger, ERROR, "In node -1 (importModel): INVALID_VALUE: explicit batch is needed")
+        say(trt, self._logger, ERROR, "In node -1 (importModel): INVALID_VALUE: explicit batch is needed")
         return False
     for _, operator, text in scene.parse_errors:
-        _log(trt, self._logger, ERROR, f"{operator}: {text}")
+        say(trt, self._logger, ERROR, f"{operator}: {text}")
     if scene.parse_errors:
         return False
     state = network._state
@@ -111,12 +108,12 @@ def _get_error(self: Any, index: int) -> Any:
 def _build(self: Any, network: Any, config: Any, *_: Any) -> bytes | None:
     trt, scene, logger = self._trt, self._trt.scene, self._logger
     for text in scene.warnings:
-        _log(trt, logger, WARNING, text)
+        say(trt, logger, WARNING, text)
     errors = [*_usage_errors(trt, network, config)] or _calibrate(trt, network, config)
     errors = scene.failing.pop(0) if scene.failing else errors
     errors = errors or _time(trt, config) or _tell(config)
     for text in errors:
-        _log(trt, logger, ERROR, text)
+        say(trt, logger, ERROR, text)
     if errors:
         return None
     version = bytes(int(part) for part in [*trt.__version__.split("."), "0"][:4])
@@ -235,59 +232,8 @@ def _mark_output(self: Any, tensor: Any) -> None:
     self._state["outputs"].append(tensor)
 
 
-def _init_runtime(self: Any, logger: Any) -> None:
-    self._logger = logger
-
-
-def _deserialize(self: Any, content: Any, *_: Any) -> Any:
-    known = self._trt.engines.get(bytes(content))
-    if known is None:
-        text = (
-            "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion magicTagRead failed)"
-        )
-        _log(self._trt, self._logger, ERROR, text)
-        return None
-    tensors = [*known["network"]._state["inputs"], *known["network"]._state["outputs"]]
-    return self._trt.new("ICudaEngine", tensors={tensor.name: tensor for tensor in tensors}, known=known)
-
-
-def _tensor_mode(self: Any, name: str) -> Any:
-    modes = self._trt.TensorIOMode
-    return modes.INPUT if self._state["tensors"][name].is_network_input else modes.OUTPUT
-
-
-def _set_input_shape(self: Any, name: str, shape: Any) -> bool:
-    profiles = self._engine._state["known"]["profiles"]
-    ranges = profiles[self._state["profile"]].get(name) if profiles else None
-    if ranges is not None and not all(a <= b <= c for a, b, c in zip(ranges[0], shape, ranges[2], strict=True)):
-        return False
-    self._state["shapes"][name] = tuple(shape)
-    return True
-
-
-def _tensor_shape(self: Any, name: str) -> tuple[int, ...]:
-    """Return a tensor's shape; a dynamic axis of an output is as long as that axis of the first input."""
-    shapes = self._state["shapes"]
-    if name in shapes:
-        return tuple(shapes[name])
-    first = next(iter(shapes.values()), ())
-    shape = self._engine._state["tensors"][name].shape
-    return tuple(first[axis] if size < 0 and axis < len(first) else size for axis, size in enumerate(shape))
-
-
-def _new_context(self: Any, *_: Any) -> Any:
-    made = self._trt.new("IExecutionContext", profile=0, shapes={})
-    made._engine = self
-    return made
-
-
-def _set_profile(self: Any, index: int, stream: int) -> bool:
-    del stream
-    self._state["profile"] = index
-    return index < max(len(self._engine._state["known"]["profiles"]), 1)
-
-
 BEHAVIOUR: dict[str, Callable[..., Any]] = {
+    **RUNNING,
     "ILogger.__init__": lambda _self: None,
     "Logger.__init__": lambda _self, *_: None,
     "IProgressMonitor.__init__": lambda _self: None,
@@ -328,21 +274,8 @@ BEHAVIOUR: dict[str, Callable[..., Any]] = {
     "ITimingCache.reset": lambda self: self._state.update(content=b"") is None,
     "IOptimizationProfile.set_shape": _set_shape,
     "IOptimizationProfile.get_shape": lambda self, name: self._state["shapes"][name],
-    "Runtime.__init__": _init_runtime,
-    "Runtime.deserialize_cuda_engine": _deserialize,
-    "ICudaEngine.get_tensor_name": lambda self, index: list(self._state["tensors"])[index],
-    "ICudaEngine.get_tensor_mode": _tensor_mode,
-    "ICudaEngine.get_tensor_dtype": lambda self, name: self._state["tensors"][name].dtype,
-    "ICudaEngine.get_tensor_shape": lambda self, name: self._state["tensors"][name].shape,
-    "ICudaEngine.create_execution_context": _new_context,
     "ICudaEngine.create_engine_inspector": lambda self: self._trt.new("EngineInspector"),
     "EngineInspector.get_engine_information": lambda self, _format: self._trt.scene.layer_information,
-    "IExecutionContext.set_input_shape": _set_input_shape,
-    "IExecutionContext.get_tensor_shape": _tensor_shape,
-    "IExecutionContext.set_tensor_address": lambda _self, _name, _memory: True,
-    "IExecutionContext.infer_shapes": lambda _self: [],
-    "IExecutionContext.set_optimization_profile_async": _set_profile,
-    "IExecutionContext.execute_async_v3": lambda _self, _stream: True,
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {"init_libnvinfer_plugins": lambda _logger, _namespace: True}
 COMPUTED: dict[str, Callable[[Any], Any]] = {

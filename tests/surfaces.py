@@ -91,7 +91,9 @@ class Scene:
 
     `parse_errors`: node, operator and text of each node that the parser refuses. `failing`: one list of errors per
     build that gives nothing, first builds first. `timings`: what a build adds to a timing cache that has it not yet.
-    `calibrated`: batch size, batches and shapes of each calibration that ran.
+    `calibrated`: batch size, batches and shapes of each calibration that ran. `contexts`: how many there is memory for.
+    When an engine runs, `compute` makes outputs of inputs; `run_on` gets addresses, shapes and stream instead,
+    `run_errors` are said instead, and `captured` takes the runs of a thread that it names instead.
     """
 
     inputs: Sequence[FakeTensor] = (FakeTensor("x"),)
@@ -104,6 +106,11 @@ class Scene:
     refuses_caches: bool = False
     calibrated: list[tuple[int, int, dict[str, tuple[int, ...]]]] = field(default_factory=list)
     layer_information: str = '{"Layers": [], "Bindings": []}'
+    compute: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    run_on: Callable[[dict[str, int], dict[str, tuple[int, ...]], int], None] | None = None
+    run_errors: Sequence[str] = ()
+    contexts: int = -1
+    captured: dict[int, list[Any]] = field(default_factory=dict)
 
 
 class FakeTensorRT(ModuleType):

@@ -17,7 +17,7 @@ COMMANDS: dict[str, str] = {
     "show": "Show what an engine is and what was proved.",
     "explain": "Say why two engines have different keys.",
     "export": "Write engines as plain files for trtexec or Triton.",
-    "push": "Push engines to a registry.",
+    "push": "Push engines of the store to a registry.",
     "trtexec": "Print the trtexec commands that do what a job does.",
     "pull": "Pull the engine that fits this machine, checked.",
     "mirror": "Copy a model between registries and folders.",

@@ -10,7 +10,7 @@ import click
 
 from builder.artifact import MAX_BYTES
 from builder.build_here import Workshop, pull_or_build
-from builder.cli import options
+from builder.cli import options, signing
 from builder.cli.gc import Bytes
 from builder.cli.interrupt import stop_on_signals
 from builder.compat import Wish
@@ -37,8 +37,7 @@ from builder.runner import Settings
 @click.option("--stack", metavar="NAME", help="Only this stack.")
 @click.option("--tensorrt", metavar="VERSION", help="The TensorRT that will load it; 1.x is TensorRT-RTX.")
 @click.option("--require-verified", is_flag=True, help="Refuse what was never verified on a GPU.")
-@click.option("--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Who may sign [default: $ENGINEFARM_POLICY, policy.toml of the home].")  # fmt: skip
+@signing.policy
 @click.option("--allow-unsigned", is_flag=True, help="Take an engine that nobody has signed. It can run any code here.")
 @click.option("--accept-older-index", is_flag=True, help="Take an older list of engines than was seen before.")
 @click.option(
@@ -75,7 +74,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     """Pull the engine of a model that fits this machine, and check it before anything can load it.
 
     REFERENCE is REGISTRY/PREFIX/MODEL[:TAG][@DIGEST], or oci:FOLDER/MODEL[:TAG] for a folder that `enginefarm mirror`
-    wrote. The engine goes to the store and to $ENGINEFARM_HOME/engines/MODEL, where builder.runtime.load("MODEL") looks.
+    wrote. The engine goes to the store and to $ENGINEFARM_HOME/engines/MODEL, as builder.runtime.load("MODEL") expects.
     """
     out, err, home = options.stdout(), options.stderr(), find_home()
     reference = full_reference(name, registry, os.environ)

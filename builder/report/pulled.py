@@ -55,7 +55,8 @@ def pulled_json(done: Pulled | Built) -> dict[str, Any]:
 
 def mirrored_line(done: Mirrored) -> str:
     """Say what is where now."""
-    return f"{done.destination}  serial {done.serial}  {counted(done.engines, 'engine')}  {short(done.digest)}"
+    digest = short(done.digest.removeprefix("sha256:"))
+    return f"{done.destination}  serial {done.serial}  {counted(done.engines, 'engine')}  {digest}"
 
 
 def mirrored_remark(done: Mirrored) -> str:

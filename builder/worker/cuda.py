@@ -34,10 +34,10 @@ class Device(NamedTuple):
 
 
 class Cuda:
-    """The first GPU that this process may use."""
+    """A GPU that this process may use: the first one, unless another is asked for."""
 
-    def __init__(self) -> None:
-        """Open the driver.
+    def __init__(self, ordinal: int = 0) -> None:
+        """Open the driver; `ordinal` counts the GPUs that the process may use.
 
         Raises:
             StageFailure: gpu-needed where there is no driver or no GPU.
@@ -51,7 +51,7 @@ class Cuda:
         if code:
             raise _no_gpu(f"cuInit: {self._name(code)}")
         handle = ctypes.c_int()
-        code = self._library.cuDeviceGet(ctypes.byref(handle), 0)
+        code = self._library.cuDeviceGet(ctypes.byref(handle), ordinal)
         if code:
             raise _no_gpu(f"cuDeviceGet: {self._name(code)}")
         self._device = handle

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Tuple
 
 PROTOCOL = 1
-Shape = tuple[int, ...]
+Shape = Tuple[int, ...]  # not tuple[]: an application on Python 3.8 may import this
 
 
 class ProtocolError(Exception):

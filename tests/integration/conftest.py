@@ -78,20 +78,22 @@ def roots(tmp_path_factory: pytest.TempPathFactory, docker_engine: DockerEngine,
 
 @pytest.fixture
 def serve_registry(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Start empty registries on this machine. `htpasswd`: who may log in; without it everybody may."""
+    """Start empty registries on this machine. `htpasswd`: who may log in; `tls`: certificate and key."""
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("needs docker-registry: apt-get install docker-registry")
     started: list[subprocess.Popen[bytes]] = []
 
-    def serve(htpasswd: str | None = None) -> str:
+    def serve(htpasswd: str | None = None, tls: tuple[Path, Path] | None = None) -> str:
         folder = tmp_path / f"registry-{len(started)}"
         folder.mkdir()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         lines = ["version: 0.1", "log: {level: error, accesslog: {disabled: true}}"]
-        lines += [f"storage: {{filesystem: {{rootdirectory: {folder / 'store'}}}}}", f"http: {{addr: {address}}}"]
+        secure = "" if tls is None else f", tls: {{certificate: {tls[0]}, key: {tls[1]}}}"
+        lines += [f"storage: {{filesystem: {{rootdirectory: {folder / 'store'}}}}}"]
+        lines += [f"http: {{addr: {address}, secret: toys{secure}}}"]
         if htpasswd is not None:
             (folder / "htpasswd").write_text(htpasswd + "\n", encoding="utf-8")
             lines += [f"auth: {{htpasswd: {{realm: toys, path: {folder / 'htpasswd'}}}}}"]

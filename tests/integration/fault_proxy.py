@@ -41,7 +41,10 @@ _NEEDS_ANSWER = frozenset({Fault.CUT_ANSWER, Fault.FLIPPED_BIT})
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """An HTTP proxy with one registry behind it. `rate`: share of requests that meet a fault; it may be changed."""
+    """An HTTP proxy with one registry behind it.
+
+    `rate`: share of requests that meet a fault; `only`: what their paths contain. Both may be changed.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -51,9 +54,10 @@ class FaultProxy(ThreadingHTTPServer):
         self.address = f"127.0.0.1:{self.server_port}"
         self.upstream = upstream
         self.rate = rate
+        self.only = ""
         self.injected: Counter[Fault] = Counter()
         self.served: Counter[str] = Counter()
-        self.answer_bytes = 0
+        self.blob_bytes = 0
         self._faults = tuple(faults)
         self._random = random.Random(seed)  # noqa: S311  # the same faults each time, that is the point
         self._lock = threading.Lock()
@@ -72,7 +76,7 @@ class FaultProxy(ThreadingHTTPServer):
                 self._left -= 1
                 if self._left < 0:
                     return Fault.RESET
-            if self._random.random() >= self.rate:
+            if self.only not in path or self._random.random() >= self.rate:
                 return None
             barred = (frozenset() if has_body else _NEEDS_BODY) | (
                 frozenset() if method == "GET" and path != "/v2/" else _NEEDS_ANSWER
@@ -167,8 +171,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.server.answer_bytes += len(body)
-            self.wfile.write(body if sent is None else body[:sent])
+            sending = body if sent is None else body[:sent]
+            if "/blobs/sha256:" in self.path:
+                self.server.blob_bytes += len(sending)
+            self.wfile.write(sending)
         if sent is not None:
             self.close_connection = True
 

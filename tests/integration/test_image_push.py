@@ -21,16 +21,19 @@ import pytest
 import requests
 
 from builder import image_push, oci
+from builder.artifact import PROVENANCE_TYPE, SBOM_TYPE
 from builder.bases import Bases, load_bases
 from builder.docker_engine import DockerEngine
 from builder.errors import EnginefarmError, Reason
 from builder.events import Event, StepFinished, StepStarted
 from builder.image_inputs import EXPORT
 from builder.image_layout import ImageLayout
-from builder.image_push import PROVENANCE_TYPE, SBOM_TYPE, PushedImage, push_image
+from builder.image_push import PushedImage, push_image
 from builder.image_record import ImageRecord, layer_sizes
 from builder.images import ImageBuilder
 from builder.project import Home, Project
+from builder.registry import Registry
+from builder.registry_session import Answer
 from builder.sbom import bill_of_materials, provenance_statement
 from builder.stacks import Stack, load_stacks
 from tests.integration.farm import ROOT
@@ -96,11 +99,24 @@ class _Modern(BaseHTTPRequestHandler):
             token = uuid.uuid4().hex
             self.server.scopes[token] = parse_qs(url.query)["scope"][0]
             self.answer(200, json.dumps({"token": token}).encode())
+        elif url.path.startswith("/v2/farm/toy/referrers/"):
+            if self.allowed("pull"):
+                self.answer(200, self.referrers(url.path.rpartition("/")[2]), Content_Type=oci.INDEX_TYPE)
         elif self.allowed("pull"):
             kind, body = self.server.content.get(url.path, ("", b""))
             self.answer(200 if kind else 404, body, Content_Type=kind)
 
     do_HEAD = do_GET  # noqa: N815
+
+    def referrers(self, digest: str) -> bytes:
+        found = {}
+        for kind, body in self.server.content.values():
+            document = json.loads(body) if kind == oci.MANIFEST_TYPE else {}
+            if document.get("subject", {}).get("digest") == digest:
+                one = oci.descriptor(kind, oci.digest_of(body), len(body))
+                found[one["digest"]] = one | {"artifactType": document["artifactType"]}
+        index = {"schemaVersion": 2, "mediaType": oci.INDEX_TYPE, "manifests": list(found.values())}
+        return json.dumps(index).encode()
 
     def do_POST(self) -> None:
         if self.allowed("pull,push"):
@@ -257,17 +273,17 @@ def test_documents_are_added_to_what_others_put_first(toy: Toy, registry: str, t
 def test_a_list_that_changes_meanwhile_is_written_again(
     toy: Toy, registry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask, tag = image_push._Repository._ask, toy.record.digest.replace(":", "-")
-    spoiled: list[requests.Response] = []
+    put, tag = Registry._put, toy.record.digest.replace(":", "-")
+    spoiled: list[object] = []
     empty = json.dumps({"schemaVersion": 2, "mediaType": oci.INDEX_TYPE, "manifests": []}).encode()
 
-    def spoil(self: Any, method: str, path: str, *arguments: Any, **options: Any) -> requests.Response:
-        response = ask(self, method, path, *arguments, **options)
-        if (method, path) == ("PUT", f"manifests/{tag}") and not spoiled:
-            spoiled.append(ask(self, method, path, {"Content-Type": oci.INDEX_TYPE}, empty))
-        return response
+    def spoil(self: Registry, reference: str, content: bytes, media_type: str) -> Answer:
+        answer = put(self, reference, content, media_type)
+        if reference == tag and not spoiled:
+            spoiled.append(put(self, tag, empty, oci.INDEX_TYPE))
+        return answer
 
-    monkeypatch.setattr(image_push._Repository, "_ask", spoil)
+    monkeypatch.setattr(Registry, "_put", spoil)
     pushed = toy.push(registry)
     assert spoiled
     assert discovered(pushed).keys() == {SBOM_TYPE, PROVENANCE_TYPE}

@@ -215,6 +215,20 @@ def test_broken_transfers_go_once_they_are_old(home: Home) -> None:
     assert named(leftovers(home, HOUR)) == {old.name: "broken transfer"}
 
 
+@pytest.mark.parametrize("name", [DIGESTS[0], f"mirror-{'a' * 16}"])
+def test_pulls_that_broke_off_go_once_nothing_is_written_there(home: Home, name: str) -> None:
+    write(home.pulls / "serials.json", seconds=2 * HOUR)
+    age(write(home.pulls / "others" / "file").parent, 2 * HOUR)
+    part = write(home.pulls / name / f"{DIGESTS[1]}.part")
+    age(part.parent, 2 * HOUR)
+    assert [*leftovers(home, HOUR)] == []
+    age(part, 2 * HOUR)
+    (item,) = leftovers(home, HOUR)
+    assert (item.kind, item.name) == ("broken transfer", name)
+    assert item.remove()
+    assert sorted(path.name for path in home.pulls.iterdir()) == ["others", "serials.json"]
+
+
 @pytest.mark.parametrize(
     "name",
     [

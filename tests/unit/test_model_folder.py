@@ -78,6 +78,18 @@ def test_a_manifest_is_found_by_its_digest(folder: ModelFolder) -> None:
     assert folder.tags() == []
 
 
+def test_every_manifest_is_listed_once_for_other_tools(folder: ModelFolder) -> None:
+    known = put(folder, None)
+    put(folder, None)
+    put(folder, "latest")
+    put(folder, "latest")
+    put(folder, None)
+    put(folder, None, a=1)
+    listed = document(folder.root / "index.json")["manifests"]
+    assert [one.get("annotations") for one in listed] == [{oci.REF_NAME: "latest"}, None]
+    assert listed[0]["digest"] == known["digest"]
+
+
 def test_what_is_attached_is_found(folder: ModelFolder) -> None:
     subject = put(folder, None)
     signature = put(folder, None, subject=subject, artifactType="application/signature")

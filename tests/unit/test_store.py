@@ -15,7 +15,7 @@ import pytest
 
 from builder import store_index
 from builder.errors import Reason
-from builder.store import Store
+from builder.store import Blob, Store
 from tests.artifacts import ENGINE, KEY, OTHER_KEY, add, blob, document, overwrite, refusal
 
 
@@ -316,3 +316,39 @@ def test_sync_comes_before_rename(store: Store, tmp_path: Path, monkeypatch: pyt
         assert ("sync", temp) in events[:place]
         assert events[place + 2] == ("sync", str(target.parent))
     assert events[-2] == ("renamed", str(store.root / "index.json"))
+
+
+def checked_file(folder: Path) -> Blob:
+    """Make a file whose digest is known."""
+    (folder / "file").write_bytes(ENGINE)
+    return Blob(digest=f"sha256:{hashlib.sha256(ENGINE).hexdigest()}", size=len(ENGINE), path=folder / "file")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_that_was_checked_is_not_copied(store: Store, tmp_path: Path, *, there: bool) -> None:
+    if there:
+        add(store)
+    given = checked_file(tmp_path)
+    entry = store.add(kind="engine", key=OTHER_KEY, name="tiny", files={"model.plan": given})
+    (kept,) = store.files(entry).values()
+    assert kept.path.samefile(given.path)
+    assert (kept.digest, stat.S_IMODE(kept.path.stat().st_mode)) == (given.digest, 0o444)
+    assert store.verify() == ()
+    # twice changes nothing
+    assert store.add(kind="engine", key=OTHER_KEY, name="tiny", files={"model.plan": given}).digest == entry.digest
+    given.path.unlink()
+    assert store.verify() == ()
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_where_files_have_one_name_only_a_checked_file_is_copied(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.EXDEV, "another disk")
+
+    monkeypatch.setattr(os, "link", refuse)
+    given = checked_file(tmp_path)
+    entry = store.add(kind="engine", key=KEY, name="tiny", files={"model.plan": given})
+    assert not store.files(entry)["model.plan"].path.samefile(given.path)
+    assert store.read(entry, "model.plan") == ENGINE

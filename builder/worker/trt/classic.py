@@ -12,7 +12,8 @@ from ..cuda import Cuda
 from ..protocol import StageFailure
 from . import calibrate, session, timing_cache
 from . import layers as network_layers
-from .engine import Engine, check_header
+from .engine import Engine
+from .loading import check_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..protocol import StageFailure
+from .loading import deserialize, load_failure, refusal
 from .session import DTYPES
 
 if TYPE_CHECKING:
@@ -15,17 +15,6 @@ if TYPE_CHECKING:
     from .session import Log
 
 Arrays = dict[str, np.ndarray]
-# TensorRT's own words when it refuses to load an engine.
-OTHER_VERSION = (
-    "version tag does not match",
-    "older plan file",
-    "not compatible with this version",
-    "serialization assertion stdversionread",
-)
-OTHER_DEVICE = ("incompatible device", "compute capability", "generated on a different device", "sm version")
-NO_LIBRARY = ("unable to load library", "cannot open shared object file", "could not load library")
-MAGIC = b"ftrt"
-VERSION_AT = 0x18
 
 
 class Buffer(NamedTuple):
@@ -49,11 +38,8 @@ class Engine:
         self._trt, self._log, self._cuda = trt, log, cuda
         with open(path, "rb") as file:
             content = file.read()
-        self._runtime = trt.Runtime(log.logger)
-        if host_code:
-            self._runtime.engine_host_code_allowed = True
         already = len(log.errors)
-        engine = self._runtime.deserialize_cuda_engine(content)
+        self._runtime, engine = deserialize(trt, log.logger, content, host_code=host_code)
         if engine is None:
             raise refusal(trt, log.errors[already:], content, cuda.device.sm)
         self._engine = engine
@@ -211,63 +197,6 @@ class Engine:
         if buffer is not None:
             self._cuda.free(buffer.address)
             self._cuda.unpin(buffer.host)
-
-
-def refusal(trt: Any, errors: list[str], content: bytes, sm: str) -> StageFailure:
-    """Say why TensorRT did not load an engine."""
-    failure = load_failure(errors, "TensorRT cannot load the engine")
-    version = plan_version(content)
-    if failure.reason == "engine-invalid" and version is not None and not version.startswith(f"{_release(trt)}."):
-        message = f"the engine was built by TensorRT {version}, this is {trt.__version__}"
-        return StageFailure("engine-version", message, why=failure.why, fix="use the stack of its version")
-    if failure.reason == "sm-mismatch":
-        return StageFailure("sm-mismatch", f"the engine is for another GPU than this one of SM {sm}", why=failure.why)
-    return failure
-
-
-def load_failure(errors: list[str], message: str) -> StageFailure:
-    """Sort TensorRT's words of loading or running into a reason."""
-    why = "\n".join(dict.fromkeys(errors)) or "TensorRT gave no reason"
-    said = why.lower()
-    if any(text in said for text in NO_LIBRARY):
-        return StageFailure("library-missing", message, why=why, fix="build the image of the stack again")
-    if any(text in said for text in OTHER_VERSION):
-        return StageFailure("engine-version", message, why=why, fix="use the stack of the engine's version")
-    if any(text in said for text in OTHER_DEVICE):
-        return StageFailure("sm-mismatch", message, why=why, fix="build the engine for this GPU")
-    if "out of memory" in said or "outofmemory" in said:
-        return StageFailure("out-of-memory", message, why=why, fix="end other programs on the GPU")
-    return StageFailure("engine-invalid", message, why=why, fix="build the engine again")
-
-
-def plan_version(content: bytes) -> str | None:
-    """Read the TensorRT version in a classic engine's header, such as "8.6.0.12"; None where this is no such engine."""
-    if content[: len(MAGIC)] != MAGIC or len(content) < VERSION_AT + 4:
-        return None
-    return ".".join(str(byte) for byte in content[VERSION_AT : VERSION_AT + 4])
-
-
-def check_header(trt: Any, path: str, *, version_compatible: bool) -> None:
-    """Refuse what is no classic engine or one of another TensorRT, before TensorRT reads it.
-
-    TensorRT 8.6 loads an engine whose header names another version.
-
-    Raises:
-        StageFailure: engine-invalid, engine-version.
-
-    """
-    with open(path, "rb") as file:
-        version = plan_version(file.read(VERSION_AT + 4))
-    if version is None:
-        what = f"{os.path.basename(path)} is no engine of TensorRT"
-        raise StageFailure("engine-invalid", what, why="it does not begin as one", fix="build the engine again")
-    if not version_compatible and not version.startswith(f"{_release(trt)}."):
-        message = f"the engine was built by TensorRT {version}, this is {trt.__version__}"
-        raise StageFailure("engine-version", message, fix="use the stack of its version")
-
-
-def _release(trt: Any) -> str:
-    return ".".join(str(trt.__version__).split(".")[:3])
 
 
 def _numpy_type(dtype: Any, name: str) -> Any:

@@ -1,0 +1,174 @@
+"""An engine's folder, read and checked before TensorRT sees a byte: digests, trust record, manifest, header.
+
+What is hashed is what is deserialized: the file is read once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from typing import Any, Dict, NamedTuple, Optional, Tuple
+
+from builder.engine_header import BYTES_NEEDED, Header, read_header
+
+from .reasons import EngineRefused
+
+ENGINE, MANIFEST, TRUST = "model.plan", "manifest.json", "trust.json"
+SCHEMA_VERSION = 1
+# a manifest or a trust record larger than this is none
+LARGEST_JSON = 64 << 20
+LOCAL = "local"
+
+
+class Facts(NamedTuple):
+    """What a manifest says that loading depends on. `job` is for messages."""
+
+    job: str
+    sha256: str
+    size: int
+    tensorrt: str
+    sms: Tuple[str, ...]
+    platform: str
+    hardware_compatibility: str
+    version_compatible: bool
+    host_code: bool
+
+
+class Checked(NamedTuple):
+    """An engine whose file is what it should be. `facts` is None for a bare file without a manifest."""
+
+    path: str
+    content: bytes
+    header: Header
+    facts: Optional[Facts]
+
+
+def read_engine(path: str, *, trust: Optional[str] = None, allow_untrusted: bool = False) -> Checked:
+    """Read an engine and everything beside it that says what it is.
+
+    Raises:
+        EngineRefused: file-missing, unsigned, manifest-invalid, artifact-too-new, digest-mismatch, identity-mismatch,
+            engine-header or engine-invalid.
+
+    """
+    try:
+        return _read_engine(path, trust, allow_untrusted=allow_untrusted)
+    except OSError as error:
+        raise EngineRefused("file-missing", f"{path} cannot be read", why=str(error)) from error
+
+
+def _read_engine(path: str, trust: Optional[str], *, allow_untrusted: bool) -> Checked:
+    folder, name = (path, ENGINE) if os.path.isdir(path) else os.path.split(path)
+    engine, manifest = os.path.join(folder, name), os.path.join(folder, MANIFEST)
+    bare = not os.path.isfile(manifest) or name != ENGINE
+    if not os.path.isfile(engine):
+        raise EngineRefused("file-missing", f"there is no engine {engine}", fix="pull or export it")
+    if bare and not allow_untrusted:
+        what = f"{engine} has no manifest beside it, so nothing says what it is"
+        raise EngineRefused("unsigned", what, fix="pull it, or name a folder that `enginefarm export` wrote")
+    if bare:
+        return _checked(engine, _read(engine, None), None)
+    text = _read(manifest, LARGEST_JSON)
+    facts = _facts(text, manifest)
+    record = _record(os.path.join(folder, TRUST))
+    if record is None and not allow_untrusted:
+        _refuse_untrusted(folder, trust)
+    size = os.path.getsize(engine)
+    if size != facts.size:
+        why = f"the manifest says {facts.size} bytes, the file has {size}"
+        raise EngineRefused("digest-mismatch", f"{engine} is not what its manifest says", why=why, fix=_AGAIN)
+    content = _read(engine, facts.size)
+    actual = hashlib.sha256(content).hexdigest()
+    if record is not None:
+        _compare(record, "engine_sha256", actual, engine)
+        _compare(record, "manifest_sha256", hashlib.sha256(text).hexdigest(), manifest)
+    if actual != facts.sha256:
+        why = f"expected {facts.sha256}\nactual   {actual}"
+        raise EngineRefused("digest-mismatch", f"{engine} is not what its manifest says", why=why, fix=_AGAIN)
+    return _checked(engine, content, facts)
+
+
+_AGAIN = "pull or export it again"
+
+
+def _checked(path: str, content: bytes, facts: Optional[Facts]) -> Checked:
+    header = read_header(content[:BYTES_NEEDED])
+    if header.kind is None or header.version is None:
+        what = f"{os.path.basename(path)} is no engine of TensorRT"
+        raise EngineRefused("engine-invalid", what, why="it does not begin as one", fix=_AGAIN)
+    if facts is not None and _release(header.version) != _release(facts.tensorrt):
+        why = f"its head says TensorRT {header.version}, the manifest {facts.tensorrt}"
+        raise EngineRefused("engine-header", f"{path} is of another TensorRT than its manifest says", why=why)
+    return Checked(path, content, header, facts)
+
+
+def _release(version: str) -> str:
+    return ".".join(version.split(".")[:3])
+
+
+def _read(path: str, most: Optional[int]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read() if most is None else file.read(most + 1)
+
+
+def _document(text: bytes, path: str) -> Dict[str, Any]:
+    try:
+        document = json.loads(text.decode("utf-8")) if len(text) <= LARGEST_JSON else None
+    except (ValueError, RecursionError) as error:
+        raise EngineRefused("manifest-invalid", f"{path} is not readable", why=str(error), fix=_AGAIN) from error
+    if not isinstance(document, dict):
+        raise EngineRefused("manifest-invalid", f"{path} is not readable", why="it is no JSON object", fix=_AGAIN)
+    return document
+
+
+def _facts(text: bytes, path: str) -> Facts:
+    document = _document(text, path)
+    version = document.get("schema_version")
+    if type(version) is int and version > SCHEMA_VERSION:
+        what = f"{path} is of schema version {version}, this is a runtime for {SCHEMA_VERSION}"
+        raise EngineRefused("artifact-too-new", what, fix="update enginefarm")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        what = f"{path} is not an engine's manifest"
+        raise EngineRefused("manifest-invalid", what, why=f"its schema version is {version!r}", fix=_AGAIN)
+    try:
+        engine, stack, options = document["engine"], document["stack"], document["build"]["options"]
+        return Facts(
+            job=str(document["job"]),
+            sha256=str(engine["sha256"]),
+            size=int(engine["size"]),
+            tensorrt=str(stack["tensorrt"]),
+            sms=tuple(str(sm) for sm in document["target"]["sms"]),
+            platform=str(stack["platform"]),
+            hardware_compatibility=str(options["hardware_compatibility"]),
+            # unclear is unsafe: what is no plain False counts as code that would run
+            version_compatible=options["version_compatible"] is True,
+            host_code=engine["needs_host_code"] is not False,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise EngineRefused("manifest-invalid", f"{path} is not an engine's manifest", why=why, fix=_AGAIN) from error
+
+
+def _record(path: str) -> Optional[Dict[str, Any]]:
+    return _document(_read(path, LARGEST_JSON), path) if os.path.lexists(path) else None
+
+
+def _refuse_untrusted(folder: str, trust: Optional[str]) -> None:
+    if trust != LOCAL:
+        what = f"nobody vouches for the engine in {folder}: there is no {TRUST}"
+        fix = 'pull it, or load it with trust="local" if this machine built or exported it'
+        raise EngineRefused("unsigned", what, fix=fix)
+    for name in ("", ENGINE, MANIFEST):
+        path = os.path.join(folder, name)
+        if os.stat(path).st_mode & stat.S_IWOTH:
+            what = f"{path} can be changed by every user, so it is nobody's"
+            raise EngineRefused("unsigned", what, fix=f"chmod o-w {path}")
+
+
+def _compare(record: Dict[str, Any], field: str, actual: str, path: str) -> None:
+    if record.get(field) != actual:
+        why = f"expected {record.get(field)}\nactual   {actual}"
+        what = f"{path} is not the file whose signature was checked"
+        raise EngineRefused("identity-mismatch", what, why=why, fix="pull it again")
