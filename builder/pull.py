@@ -175,9 +175,8 @@ class Puller:
         known = self._known(choice.verdict.candidate.key)
         missing = {one["digest"]: one for one in artifact.files.values() if not _take(known, one, work)}
         needed = sum(int(one["size"]) for one in missing.values())
-        # once on the way and once in the store
-        if host.free_disk_bytes(work) < 2 * needed + _SPARE_BYTES:
-            what = f"the disk has no room for an engine of {needed} bytes, which is written twice"
+        if host.free_disk_bytes(work) < needed + _SPARE_BYTES:
+            what = f"the disk has no room for {needed} bytes of the engine"
             raise EnginefarmError(Reason.DISK_FULL, what, where=str(work))
         located.place.together([_fetching(located, one, work) for one in missing.values()])
         return needed
