@@ -71,7 +71,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     as_json: bool,
     folder: Path | None,
 ) -> None:
-    """Pull the engine of a model that fits this machine, and check it before anything can load it.
+    """Pull the engine that fits this machine, checked.
 
     REFERENCE is REGISTRY/PREFIX/MODEL[:TAG][@DIGEST], or oci:FOLDER/MODEL[:TAG] for a folder that `enginefarm mirror`
     wrote. The engine goes to the store and to $ENGINEFARM_HOME/engines/MODEL, as builder.runtime.load("MODEL") expects.
