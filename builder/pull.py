@@ -20,6 +20,7 @@ from pathlib import Path
 from builder import durable, host, oci
 from builder.artifact import BENCHMARK, LAYERS, MAX_BYTES, PREFIX, Artifact, parse_artifact
 from builder.compat import Verdict
+from builder.engine_cache import trim_engines
 from builder.engine_folder import FILES, copy_engine, place_engine
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note, StepFinished, StepStarted
@@ -87,11 +88,15 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Puller:
-    """Pulls for one home. Safe for several threads and processes."""
+    """Pulls for one home. Safe for several threads and processes.
+
+    `engines_bytes`: what the folder that applications load from may take; null is no limit.
+    """
 
     home: Home
     cancel: threading.Event
     listen: Listener
+    engines_bytes: int | None = None
 
     def pull(self, located: Located, order: Order) -> Pulled:
         """Pull the best engine of a model; doing it again changes nothing.
@@ -175,9 +180,8 @@ class Puller:
         known = self._known(choice.verdict.candidate.key)
         missing = {one["digest"]: one for one in artifact.files.values() if not _take(known, one, work)}
         needed = sum(int(one["size"]) for one in missing.values())
-        # once on the way and once in the store
-        if host.free_disk_bytes(work) < 2 * needed + _SPARE_BYTES:
-            what = f"the disk has no room for an engine of {needed} bytes, which is written twice"
+        if host.free_disk_bytes(work) < needed + _SPARE_BYTES:
+            what = f"the disk has no room for {needed} bytes of the engine"
             raise EnginefarmError(Reason.DISK_FULL, what, where=str(work))
         located.place.together([_fetching(located, one, work) for one in missing.values()])
         return needed
@@ -229,7 +233,12 @@ class Puller:
         files = {title: blobs[title].path for title in FILES}
         if order.to is not None:
             return copy_engine(order.to, files, trust)
-        return place_engine(self.home, located.model, files, trust, self.cancel)
+        folder = place_engine(self.home, located.model, files, trust, self.cancel)
+        if self.engines_bytes is not None:
+            for gone in trim_engines(self.home, self.engines_bytes, self.cancel):
+                text = f"{gone.model} went from {self.home.engines}, which was full; pull it again to load it"
+                self.listen(Note(subject=located.model, text=text))
+        return folder
 
 
 def _passes(check: Callable[[], object]) -> bool:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from builder import oci
 from builder.artifact import SIGNATURE_TYPE, ModelIndex, parse_index
-from builder.compat import Fit, Verdict, candidate_of_annotations, no_fit, rank
+from builder.compat import Candidate, Fit, Verdict, candidate_of_annotations, no_fit, rank
 from builder.errors import EnginefarmError, Reason
 from builder.places import Located, Place
 from builder.policy_rules import IndexRule, Policy
@@ -60,15 +60,26 @@ def read_model_index(
 def choose_engine(index: ModelIndex, machine: Machine) -> Choice:
     """Take the engine that fits this machine best.
 
+    An entry that cannot be read, as one of a later version, takes none of the others with it.
+
     Raises:
-        EnginefarmError: NO_ENGINE_FITS with the reasons of each engine; ARTIFACT_INVALID where an entry cannot be read.
+        EnginefarmError: NO_ENGINE_FITS with the reasons of each engine.
 
     """
     entries = {entry["digest"]: entry for entry in index.entries}
-    candidates = [candidate_of_annotations(entry) for entry in index.entries]
+    candidates: list[Candidate] = []
+    unread: list[str] = []
+    for digest, entry in entries.items():
+        try:
+            candidates.append(candidate_of_annotations(entry))
+        except EnginefarmError as error:
+            unread.append(f"{digest}: {error.reason.value.code} {error.what}: {error.why}")
     verdicts = rank(candidates, machine.facts, machine.wish, machine.known_bad)
     if not verdicts or verdicts[0].fit is Fit.NONE:
-        raise no_fit(verdicts, f"engine of {index.model}")
+        refusal = no_fit(verdicts, f"engine of {index.model}")
+        if unread:
+            refusal.why = "\n".join([*([refusal.why or ""] if verdicts else []), *unread])
+        raise refusal
     best = verdicts[0]
     return Choice(index=index, entry=entries[best.candidate.digest or ""], verdict=best)
 

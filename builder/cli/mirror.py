@@ -22,7 +22,9 @@ from builder.report.pulled import mirrored_json, mirrored_line, mirrored_remark
 @click.option("--plain-http", is_flag=True, help="Talk without TLS to another machine.")
 @options.as_json
 def command(*, source: str, destination: str, accept_older_index: bool, plain_http: bool, as_json: bool) -> None:
-    """Copy a model's engines with all that is attached to them, bit by bit.
+    """Copy a model between registries and folders.
+
+    Its engines and all that is attached to them are copied bit by bit.
 
     SOURCE and DESTINATION are each REGISTRY/PREFIX/MODEL[:TAG] or, for machines without a network, a folder as
     oci:FOLDER/MODEL[:TAG], which other OCI tools read too. Signatures come along; they are judged by who pulls.

@@ -16,6 +16,7 @@ from builder.cli.interrupt import stop_on_signals
 from builder.compat import Wish
 from builder.compat_rules import load_known_bad
 from builder.console import open_console
+from builder.engine_cache import engines_limit
 from builder.executors import AUTO, EXECUTORS
 from builder.facts import load_facts, read_facts
 from builder.places import Talk, full_reference, locate
@@ -71,7 +72,7 @@ def command(  # noqa: PLR0913 - one parameter per option
     as_json: bool,
     folder: Path | None,
 ) -> None:
-    """Pull the engine of a model that fits this machine, and check it before anything can load it.
+    """Pull the engine that fits this machine, checked.
 
     REFERENCE is REGISTRY/PREFIX/MODEL[:TAG][@DIGEST], or oci:FOLDER/MODEL[:TAG] for a folder that `enginefarm mirror`
     wrote. The engine goes to the store and to $ENGINEFARM_HOME/engines/MODEL, as builder.runtime.load("MODEL") expects.
@@ -98,7 +99,8 @@ def command(  # noqa: PLR0913 - one parameter per option
         if project is not None:
             settings = Settings(executor=executor)
             workshop = Workshop(project=project, home=home, settings=settings, listen=console.listen, cancel=cancel)
-        puller = Puller(home=home, cancel=cancel, listen=console.listen)
+        limit = engines_limit(os.environ)
+        puller = Puller(home=home, cancel=cancel, listen=console.listen, engines_bytes=limit)
         done = pull_or_build(puller, located, order, workshop)
     if as_json:
         options.print_json(pulled_json(done))

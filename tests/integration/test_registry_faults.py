@@ -23,6 +23,7 @@ from builder.artifact import parse_artifact, parse_index
 from builder.engine_folder import FILES
 from builder.errors import EnginefarmError, Reason
 from builder.jobs import ENGINE
+from builder.mirror import mirror
 from builder.places import Located, Talk, locate
 from builder.policy_rules import Policy
 from builder.project import Home
@@ -161,6 +162,23 @@ def test_two_hundred_faults(registry: str, tmp_path: Path) -> None:
     assert set(proxy.injected) == set(Fault)
     assert told[Reason.REGISTRY_UNREACHABLE] > 0
     assert rounds > 1
+
+
+def test_a_mirror_through_a_bad_connection(serve_registry: Callable[..., str], tmp_path: Path) -> None:
+    outside, inside = serve_registry(), serve_registry()
+    source, home, told = Store(tmp_path / "source"), Home(root=tmp_path / "home"), Counter[Reason]()
+    one = large(1)
+    pushed = add_parcel(source, one)
+    digest = push(source, outside)
+    with faults_before(outside, 1, 0.4) as near, faults_before(inside, 2, 0.4) as far:
+
+        def copy() -> str:
+            return mirror(located(near.address), located(far.address), home, threading.Event(), lambda _: None).digest
+
+        assert insist(copy, lambda: look_at_registry(inside, None), told) == digest
+        assert near.injected.total() + far.injected.total() > 5
+    assert look_at_registry(inside, None) == digest
+    pull_until_done(home, inside, one, pushed, told)
 
 
 def test_a_registry_that_goes_away_while_it_is_pushed_to(registry: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Names that lead elsewhere and bombs, in a real registry: refused before anything deserializes them or fills a disk."""
+"""Names that lead elsewhere and bombs, in a real registry: refused before anything deserializes them."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 from builder import oci
 from builder.artifact import SIGNATURE_TYPE
 from builder.compat import Fit, Wish
-from builder.engine_folder import FILES
+from builder.engine_folder import FILES, place_engine
 from builder.errors import Reason
+from builder.events import Note
 from builder.keys import KeyPair
 from builder.model_folder import ModelFolder
-from builder.policy_rules import IndexRule
+from builder.policy_rules import IndexRule, Policy
+from builder.pull import Order, Puller
 from builder.signatures import signatures_of
 from tests.artifacts import document, overwrite
 from tests.published import (
@@ -141,6 +144,26 @@ def test_nothing_is_there(pull: Pull) -> None:
     assert pull.refused().reason is Reason.ARTIFACT_MISSING
     publish(pull.place, [parcel()])
     assert pull.refused(":other").reason is Reason.ARTIFACT_MISSING
+
+
+def test_the_folder_of_engines_stays_within_its_size(pull: Pull) -> None:
+    one = parcel()
+    publish(pull.place, [one])
+    old = place_engine(pull.home, "old", {title: tmp_file(pull, title) for title in FILES}, {}, threading.Event())
+    os.utime(old.resolve(), (0, 0))
+    puller = Puller(home=pull.home, cancel=threading.Event(), listen=pull.heard.append, engines_bytes=1)
+    order = Order(machine=machine(), policy=Policy(), allow_unsigned=True)
+    assert puller.pull(pull.located(), order).folder.is_dir()
+    # what was pulled just now stays, whatever the limit
+    assert [path.name for path in pull.home.engines.glob("[!.]*")] == [MODEL]
+    (note,) = [event.text for event in pull.heard if isinstance(event, Note)]
+    assert note.startswith("old went from")
+
+
+def tmp_file(pull: Pull, title: str) -> Path:
+    pull.home.root.mkdir(exist_ok=True)
+    (pull.home.root / title).write_bytes(b"old")
+    return pull.home.root / title
 
 
 # who signed it

@@ -87,6 +87,16 @@ def test_an_engine_that_is_not_what_it_says(pull: Pull, one: Parcel, reason: Rea
     assert pull.refused().reason is reason
 
 
+def test_an_entry_of_a_later_version_is_passed_over(pull: Pull) -> None:
+    later = parcel(precision="fp32").entitled(hardware_compatibility="quantum_plus")
+    publish(pull.place, [later])
+    error = pull.refused()
+    assert error.reason is Reason.NO_ENGINE_FITS
+    assert "quantum_plus" in (error.why or "")
+    publish(pull.place, [later, parcel()], serial=2)
+    assert pull().job == parcel().told.job
+
+
 def test_an_index_that_promises_too_much(pull: Pull) -> None:
     told = parcel().told
     hopper = parcel(target=told.target.model_copy(update={"sms": ["9.0"]})).entitled(sms="8.6")
