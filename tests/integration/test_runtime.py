@@ -204,18 +204,8 @@ def driver_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip("needs a C compiler")
     folder = tmp_path_factory.mktemp("driver")
     source = ROOT / "tests" / "data" / "cuda_stub.c"
-    command = [
-        compiler,
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-Wall",
-        "-Werror",
-        "-o",
-        folder / "libcuda.so.1",
-        source,
-        "-lpthread",
-    ]
+    library = str(folder / "libcuda.so.1")
+    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, str(source), "-lpthread"]
     subprocess.run(command, check=True)
     return str(folder)
 
