@@ -13,10 +13,11 @@ from pathlib import Path
 
 from builder import durable
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE, KEY, MANIFEST
+from builder.jobs import ENGINE, KEY, MANIFEST, read_manifest
 from builder.query import list_engines
 from builder.signature_bundle import SUFFIX
-from builder.store import Entry, Store
+from builder.store import Blob, Entry, Store
+from builder.triton import CONFIG, VERSION, TritonModel, is_own_config, repository, serves
 
 _FILES = (ENGINE, MANIFEST, KEY)
 
@@ -73,6 +74,77 @@ def export_engine(store: Store, entry: Entry, folder: Path) -> Exported:
         engine_bytes=engine.size,
         written=written,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedModel:
+    """A model of a Triton repository. `files`: engine's file to job; `written` is false where it was there already."""
+
+    model: TritonModel
+    folder: Path
+    size: int
+    written: bool
+
+
+def servable(store: Store, entries: Sequence[Entry]) -> list[Entry]:
+    """Leave out engines that Triton cannot load."""
+    return [entry for entry in entries if serves(read_manifest(store, entry))]
+
+
+def export_triton(store: Store, entries: Sequence[Entry], folder: Path) -> list[ExportedModel]:
+    """Write engines as a model repository of Triton, each model whole or not at all.
+
+    A model of an older export is replaced; anything else in its place is left alone.
+
+    Raises:
+        EnginefarmError: those of `triton.repository`, PATH_OCCUPIED, STORE_CORRUPT.
+
+    """
+    by_job = {entry.name: entry for entry in entries}
+    models = repository(read_manifest(store, entry) for entry in entries)
+    for model in models:
+        _refuse_other_model(folder / model.name)
+    return [_export_model(store, model, by_job, folder) for model in models]
+
+
+def _export_model(store: Store, model: TritonModel, by_job: dict[str, Entry], folder: Path) -> ExportedModel:
+    destination = folder / model.name
+    blobs = {file: store.files(by_job[job]) for file, job in model.files.items()}
+    wanted: dict[str, Blob] = {}
+    for file, parts in blobs.items():
+        wanted[f"{VERSION}/{file}"] = parts[ENGINE]
+        # Triton reads folders with numbers for names alone
+        wanted[f"manifests/{file.removesuffix('.plan')}.json"] = parts[MANIFEST]
+    config = model.config.encode()
+    written = not (
+        _files_below(destination) == {CONFIG, *wanted}
+        and (destination / CONFIG).read_bytes() == config
+        and _holds(destination, {name: blob.digest for name, blob in wanted.items()})
+    )
+    if written:
+        with _writing(folder), _temp_folder(folder, model.name) as temp:
+            for name, blob in wanted.items():
+                (temp / name).parent.mkdir(exist_ok=True)
+                _copy(blob.path, temp / name, blob.digest)
+            (temp / CONFIG).write_bytes(config)
+            _put_in_place(temp, destination)
+    size = sum(parts[ENGINE].size for parts in blobs.values())
+    return ExportedModel(model=model, folder=destination, size=size, written=written)
+
+
+def _files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+def _refuse_other_model(destination: Path) -> None:
+    if not destination.exists() and not destination.is_symlink():
+        return
+    config = destination / CONFIG
+    own = destination.is_dir() and not destination.is_symlink() and config.is_file() and not config.is_symlink()
+    if not own or not is_own_config(config.read_bytes()):
+        what = f"{destination} is not a model as enginefarm wrote it"
+        why = f"its {CONFIG} was changed, or comes from elsewhere"
+        raise EnginefarmError(Reason.PATH_OCCUPIED, what, why=why, fix="name another folder, or move the model away")
 
 
 @contextmanager

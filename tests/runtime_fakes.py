@@ -11,6 +11,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from builder.runtime import Engine, EngineRefused, load, opening
 from builder.runtime.messages import LOGGER
 from builder.worker.cuda import Device
 from tests.surface_running import run_fake
-from tests.surfaces import FakeTensor, FakeTensorRT, fake_tensorrt
+from tests.surfaces import FakeTensor, FakeTensorRT, Scene, fake_tensorrt
 
 if TYPE_CHECKING:
     import pytest
@@ -187,7 +188,7 @@ def fake_engine(
     profiles: tuple[dict[str, Shapes], ...] = ({"x": ((1, 4), (2, 4), (8, 4))},),
 ) -> tuple[FakeTensorRT, bytes]:
     """Put a fake TensorRT in place and build an engine with it; what comes in goes out doubled."""
-    trt = fake_tensorrt(version)
+    trt = _tensorrt(version)
     monkeypatch.setitem(sys.modules, "tensorrt" if not version.startswith("1.") else "tensorrt_rtx", trt)
     trt.scene.inputs, trt.scene.outputs = inputs, outputs
     first = inputs[0].name
@@ -207,6 +208,18 @@ def fake_engine(
             made.set_shape(name, *shapes)
         config.add_optimization_profile(made)
     return trt, bytes(builder.build_serialized_network(network, config))
+
+
+@cache
+def _known(version: str) -> FakeTensorRT:
+    return fake_tensorrt(version)
+
+
+def _tensorrt(version: str) -> FakeTensorRT:
+    """Return a TensorRT as new: its classes, which take the time, are made once."""
+    trt = _known(version)
+    trt.scene, trt.calls, trt.engines = Scene(), [], {}
+    return trt
 
 
 def write_folder(folder: Path, content: bytes, **changes: Any) -> Path:

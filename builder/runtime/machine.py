@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import sys
 from typing import TYPE_CHECKING, Any, Tuple
@@ -14,13 +15,20 @@ if TYPE_CHECKING:
 
     from .folder import Checked
 
+RTX = "tensorrt-rtx"
 # kind of engine to the modules that may load it; wheels of bindings alone have the longer names
 MODULES = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+    RTX: ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "AMD64": "amd64", "arm64": "arm64"}
+# What the resolver has as data (resources/portability.toml), which takes a newer Python to read; a test holds both
+# equal: GPUs of hardware-compatible engines, releases and pairs of majors of version-compatible ones, RTX's systems.
 AMPERE = (8, 0)
+COMPATIBLE_SINCE = (8, 6)
+COMPATIBLE_ACROSS = {(8, 10), (10, 11)}
+RTX_SYSTEMS = {"linux", "windows"}
+JETSON = "/etc/nv_tegra_release"
 
 
 def import_tensorrt(kind: str) -> Any:
@@ -53,8 +61,10 @@ def check_machine(checked: Checked, *, allow_host_code: bool) -> None:
     facts = checked.facts
     if facts is None:
         return
-    here = f"{platform.system().lower()}/{ARCHITECTURES.get(platform.machine(), platform.machine())}"
-    if facts.platform != here:
+    system, architecture = platform.system().lower(), ARCHITECTURES.get(platform.machine(), platform.machine())
+    here = f"{system}/{architecture}"
+    portable = RTX_SYSTEMS if checked.header.kind == RTX and system in RTX_SYSTEMS else {system}
+    if facts.platform not in {f"{name}/{architecture}" for name in portable}:
         what = f"the engine is for {facts.platform}, this is {here}"
         raise EngineRefused("platform-mismatch", what, fix="use the engine of this platform")
     if facts.host_code and not allow_host_code:
@@ -72,7 +82,7 @@ def check_tensorrt(checked: Checked, trt: Any) -> None:
     built, here = _numbers(str(checked.header.version)), _numbers(str(trt.__version__))
     if built[:3] == here[:3]:
         return
-    if checked.facts is not None and checked.facts.version_compatible and built[0] == here[0] and built <= here:
+    if checked.facts is not None and checked.facts.version_compatible and _runs_later(built, here):
         return
     what = f"the engine was built by TensorRT {checked.header.version}, this is {trt.__version__}"
     raise EngineRefused("tensorrt-version", what, fix="use the engine of this TensorRT, or install the engine's")
@@ -88,10 +98,17 @@ def check_gpu(checked: Checked, device: Device) -> None:
     facts = checked.facts
     if facts is None or device.sm in facts.sms:
         return
-    if facts.hardware_compatibility == "ampere_plus" and _numbers(device.sm) >= AMPERE:
+    wide = facts.hardware_compatibility == "ampere_plus" and checked.header.kind != RTX and not os.path.exists(JETSON)
+    if wide and _numbers(device.sm) >= AMPERE:
         return
     what = f"the engine is for SM {', '.join(facts.sms)}, {device.name} is SM {device.sm}"
     raise EngineRefused("sm-mismatch", what, fix="use the engine of this GPU")
+
+
+def _runs_later(built: Tuple[int, ...], here: Tuple[int, ...]) -> bool:
+    if built[:2] < COMPATIBLE_SINCE or here[:3] < built[:3]:
+        return False
+    return built[0] == here[0] or (built[0], here[0]) in COMPATIBLE_ACROSS
 
 
 def _numbers(version: str) -> Tuple[int, ...]:

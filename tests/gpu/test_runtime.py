@@ -21,7 +21,7 @@ from builder.runtime import Engine, load
 from builder.runtime.driver import Driver
 from tests.gpu.farm import STACK, TIMEOUT_S, GpuFarm
 from tests.integration.farm import ROOT, product, shapes
-from tests.runtime_fakes import fake_engine, write_folder
+from tests.runtime_fakes import Shapes, fake_engine, write_folder
 from tests.surfaces import FakeTensorRT
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(TIMEOUT_S)]
@@ -59,7 +59,7 @@ def torch() -> Any:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpu: Gpu) -> tuple[FakeTensorRT, Path]:
     """A TensorRT whose engines copy their input on the stream that they are given, and such an engine."""
-    profile = {"x": ((ROWS, COLUMNS), (ROWS, COLUMNS), (ROWS, COLUMNS))}
+    profile: dict[str, Shapes] = {"x": ((ROWS, COLUMNS), (ROWS, COLUMNS), (ROWS, COLUMNS))}
     trt, content = fake_engine(monkeypatch, profiles=(profile,))
     driver = Driver()
 

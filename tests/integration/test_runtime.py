@@ -73,6 +73,37 @@ ctypes.CDLL("libcuda.so.1").stub_tell(keep)
 sys.argv = ["runtime.py", str(folder), sys.argv[2], "--calls", "300"]
 runpy.run_path("benchmarks/runtime.py", run_name="__main__")
 """
+# the application has a context of its own in its threads
+CONTEXTS = """
+import ctypes, threading
+from builder.runtime.driver import Driver
+
+library, found = ctypes.CDLL("libcuda.so.1"), []
+
+def current():
+    holder = ctypes.c_uint64()
+    library.cuCtxGetCurrent(ctypes.byref(holder))
+    return holder.value
+
+def look(theirs):
+    library.cuCtxSetCurrent(ctypes.c_uint64(theirs))
+    for _ in range(2):
+        before = driver.enter()
+        inside = current()
+        driver.leave(before)
+        found.append((inside == ours, current()))
+
+library.cuCtxSetCurrent(ctypes.c_uint64(5))
+driver = Driver()
+assert current() == 5
+ours = driver._context
+for theirs in (5, 0, ours):
+    thread = threading.Thread(target=look, args=(theirs,))
+    thread.start()
+    thread.join()
+# where there was none, the engine's stays
+assert found == [(True, one) for one in (5, 5, ours, ours, ours, ours)], found
+"""
 # a GPU that is there by its name only: TensorRT itself has to find out
 REAL = """
 import json, sys
@@ -165,14 +196,27 @@ def test_importing_it_takes_nothing_but_numpy() -> None:
     assert done.stdout.strip() == "['builder', 'numpy']"
 
 
-def test_the_proof_holds_on_a_driver_without_a_gpu(tmp_path: Path) -> None:
+@pytest.fixture(scope="session")
+def driver_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a CUDA driver that needs no GPU."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")
-    library = tmp_path / "libcuda.so.1"
+    folder = tmp_path_factory.mktemp("driver")
     source = ROOT / "tests" / "data" / "cuda_stub.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-lpthread"], check=True)
-    done = run(sys.executable, PROOF, tmp_path / "engine", tmp_path / "out", LD_LIBRARY_PATH=str(tmp_path))
+    library = str(folder / "libcuda.so.1")
+    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", library, str(source), "-lpthread"]
+    subprocess.run(command, check=True)
+    return str(folder)
+
+
+def test_the_context_of_the_application_stays(driver_folder: str) -> None:
+    done = run(sys.executable, CONTEXTS, LD_LIBRARY_PATH=driver_folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_proof_holds_on_a_driver_without_a_gpu(driver_folder: str, tmp_path: Path) -> None:
+    done = run(sys.executable, PROOF, tmp_path / "engine", tmp_path / "out", LD_LIBRARY_PATH=driver_folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (found,) = json.loads((tmp_path / "out" / "runtime.json").read_text(encoding="utf-8"))
     assert found["failed"] == []

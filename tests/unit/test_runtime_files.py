@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.runtime_damage import Damage, damages
 from builder.reasons import Reason
-from builder.runtime import EngineRefused, load, opening
+from builder.runtime import EngineRefused, load, machine, opening
 from builder.runtime.folder import read_engine
 from builder.runtime.machine import check_gpu, check_machine, check_tensorrt, import_tensorrt
 from builder.runtime.reasons import CODES
@@ -31,6 +31,7 @@ SHARED = [ROOT / "builder" / name for name in ("engine_header.py", "worker/cuda.
 SHARED += [ROOT / "builder" / "worker" / name for name in ("profiles.py", "trt/loading.py", "trt/session.py")]
 ALLOWED = {"numpy", "builder.worker.cuda", "builder.worker.protocol", "builder.engine_header"}
 LINES = 12_000
+PORTABILITY = ROOT / "builder" / "resources" / "portability.toml"
 
 
 @pytest.fixture
@@ -247,7 +248,8 @@ def test_gpus(
         ("8.6.1", False, False),
         ("8.6.1", True, True),
         ("8.5.3", True, False),
-        ("10.3.0", True, False),
+        ("10.3.0", True, True),
+        ("11.3.0", True, False),
         ("8.10.0", True, True),
     ],
 )
@@ -262,6 +264,57 @@ def test_releases(scene: tuple[FakeTensorRT, bytes], tmp_path: Path, here: str, 
         check_tensorrt(checked, trt)
     assert reason(refused) == "tensorrt-version"
     assert VERSION in str(refused.value)
+
+
+@pytest.mark.skipif(not PORTABILITY.exists(), reason="the resolver's data are not here")
+def test_rules_are_the_resolvers() -> None:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    rules = tomllib.loads(PORTABILITY.read_text(encoding="utf-8"))
+    versions = rules["version_compatible"]
+    assert tuple(map(int, versions["since"].split("."))) == machine.COMPATIBLE_SINCE
+    assert {(int(old), int(new)) for old, new in versions["across"]} == machine.COMPATIBLE_ACROSS
+    assert tuple(map(int, rules["ampere_plus"]["min_sm"].split("."))) == machine.AMPERE
+    assert rules["ampere_plus"]["jetson"] is False
+    assert set(rules["rtx"]["systems"]) == machine.RTX_SYSTEMS
+
+
+def test_ampere_plus_is_not_for_jetsons(
+    scene: tuple[FakeTensorRT, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"target__sms": ["8.6"], "build__options__hardware_compatibility": "ampere_plus"}
+    checked = read_engine(str(write_folder(tmp_path / "e", scene[1], **changes)), trust="local")
+    release = tmp_path / "nv_tegra_release"
+    release.touch()
+    monkeypatch.setattr(machine, "JETSON", str(release))
+    with pytest.raises(EngineRefused) as refused:
+        check_gpu(checked, Device("Orin", "8.7", "GPU-0", "12.4"))
+    assert reason(refused) == "sm-mismatch"
+
+
+@pytest.mark.parametrize(
+    ("magic", "where", "fits"),
+    [(b"vtrt", "windows/amd64", True), (b"ftrt", "windows/amd64", False), (b"vtrt", "linux/arm64", False)],
+)
+def test_engines_of_rtx_go_between_systems(
+    scene: tuple[FakeTensorRT, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    magic: bytes,
+    where: str,
+    fits: bool,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    folder = write_folder(tmp_path / "e", magic + scene[1][4:], stack__platform=where)
+    checked = read_engine(str(folder), trust="local")
+    if fits:
+        check_machine(checked, allow_host_code=False)
+        return
+    with pytest.raises(EngineRefused) as refused:
+        check_machine(checked, allow_host_code=False)
+    assert reason(refused) == "platform-mismatch"
 
 
 def test_a_machine_without_tensorrt_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
