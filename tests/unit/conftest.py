@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import socket
@@ -26,6 +27,13 @@ def _no_program(self: object, args: object = None, *_: Any, **__: Any) -> NoRetu
 
 def _no_connection(self: object, address: object) -> NoReturn:
     raise GuardError(f"a unit test connects to {address}; move it to tests/integration")
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage leave thousands of collected tests alone: it took a fifth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

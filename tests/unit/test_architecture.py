@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,26 @@ def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def parse(path: Path) -> ast.Module:
-    """Read a module's syntax tree."""
-    return ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Read a module's syntax tree and list its nodes."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the absolute name of each imported module, wherever in the file it is imported."""
+def documented(module: ast.AST) -> bool:
+    """Say whether a module begins with a docstring."""
+    return isinstance(module, ast.Module) and bool(ast.get_docstring(module))
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Return the absolute name of each imported module, wherever in the file it is imported."""
+    return frozenset(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -81,7 +93,7 @@ def test_only_the_command_line_and_the_worker_print_and_exit() -> None:
         f"{name(path)}:{node.lineno}"
         for path in MODULES
         if WORKER not in path.parents and PACKAGE / "cli" not in path.parents
-        for node in ast.walk(parse(path))
+        for node in nodes(path)
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "sys.exit", "exit", "os._exit"}
     ]
     assert found == []
@@ -97,7 +109,7 @@ def test_functions_are_short() -> None:
         f"{name(path)}:{node.name}": node.end_lineno - node.lineno + 1
         for path in SOURCES
         if "tests" not in path.relative_to(ROOT).parts  # sample data are long, not complicated
-        for node in ast.walk(parse(path))
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno is not None
         and node.end_lineno - node.lineno >= FUNCTION_LINES
@@ -111,7 +123,7 @@ def test_names_say_something() -> None:
 
 
 def test_modules_say_what_they_are() -> None:
-    assert [name(path) for path in MODULES if not ast.get_docstring(parse(path))] == []
+    assert [name(path) for path in MODULES if not documented(nodes(path)[0])] == []
 
 
 def test_top_folders_are_explained() -> None:
