@@ -23,7 +23,7 @@ plan: $(VENV)/.ready  ## set up and print the jobs of TARGET
 setup: $(VENV)/.ready  ## make .venv with the command enginefarm
 
 test: $(VENV)/.ready-dev  ## set up and run the unit tests
-	@$(BIN)/python -m pytest tests/unit -n auto --timeout 20 $(ARGS)
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest tests/unit -n auto --dist worksteal --timeout 20 $(ARGS)
 
 test-integration: $(VENV)/.ready-dev  ## run the tests that need real programs, TensorRT-RTX and PyTorch
 	@$(BIN)/python -m pytest tests/integration --run-integration $(ARGS)
