@@ -288,7 +288,14 @@ def test_ctrl_c_ends_a_push(tmp_path: Path, registry: str) -> None:
     assert read_index(registry) is None
 
 
-def test_all_engines_of_the_farm(registry: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def digests(store: Store) -> dict[str, str]:
+    """Map the jobs of a store to the digests of their engines."""
+    return {entry.name: store.files(entry)[ENGINE].digest for entry in store.entries("engine")}
+
+
+def test_all_engines_of_the_farm(
+    tmp_path: Path, registry: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
     home = os.environ.get("ENGINEFARM_TEST_ENGINES")
     if home is None:
         pytest.skip("needs engines: a farm's home in ENGINEFARM_TEST_ENGINES")
@@ -302,3 +309,15 @@ def test_all_engines_of_the_farm(registry: str, capsys: pytest.CaptureFixture[st
         assert len(index.entries) == model["listed"] == len(model["engines"])
         assert run("skopeo", "inspect", "--tls-verify=false", "--raw", f"docker://{model['reference']}")
         assert run("oras", "manifest", "fetch", "--plain-http", model["reference"])
+    # and back again, each by its precision, to a machine that can run them
+    facts = ROOT / "tests" / "data" / "machines" / "rtx3090-rtx1.7.json"
+    before, after = Store(Path(home) / "store"), Store(tmp_path / "elsewhere" / "store")
+    monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path / "elsewhere"))
+    for model in pushed:
+        for engine in model["engines"]:
+            precision = engine["job"].removeprefix(f"{model['model']}-").partition("-")[0]
+            wish = ["--facts", str(facts), "--precision", precision, "--allow-unsigned", "--json"]
+            assert main(["pull", model["reference"], *wish]) == 0
+            assert json.loads(capsys.readouterr().out)["job"] == engine["job"]
+    assert digests(after) == digests(before)
+    assert after.verify() == ()
