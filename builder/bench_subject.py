@@ -9,7 +9,6 @@ from typing import Any
 
 from builder.built import job_of, recipe_of, stack_of
 from builder.fetch import Fetcher
-from builder.jobs import ENGINE
 from builder.key import profiles_document
 from builder.manifest import Manifest
 from builder.models import EXTERNAL, MODEL, export_params, inputs_document
@@ -18,6 +17,7 @@ from builder.project import Project
 from builder.recipe import PretrainedWeights, PythonSource, Recipe
 from builder.stacks import Stack, load_stacks
 from builder.store import Entry, Store
+from builder.titles import ENGINE
 
 TORCH_KINDS = ("eager", "compile")
 ONNX_KIND = "onnxruntime"

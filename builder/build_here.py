@@ -13,7 +13,6 @@ from builder.compat import Candidate, Verdict, candidate_of_manifest, no_fit, ra
 from builder.engine_folder import FILES, copy_engine, place_engine
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note
-from builder.jobs import ENGINE, MANIFEST
 from builder.machine import Facts
 from builder.manifest import Manifest
 from builder.places import Located
@@ -27,6 +26,7 @@ from builder.selection import Selection, load_catalogue
 from builder.stacks import Stack, build_stacks, load_stacks
 from builder.store import Store
 from builder.targets import load_targets
+from builder.titles import ENGINE, MANIFEST
 
 # stands in trust.json where a registry's reference would: this machine built the engine
 BUILT_HERE = "built here"

@@ -14,9 +14,9 @@ from typing import Any
 
 from builder import durable
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE, KEY, MANIFEST
 from builder.locks import named_lock
 from builder.project import Home
+from builder.titles import ENGINE, KEY, MANIFEST
 
 TRUST = "trust.json"
 FILES = (ENGINE, MANIFEST, KEY)

@@ -19,7 +19,6 @@ from builder.engine_folder import FILES, place_engine
 from builder.ensure import Action, Means, Way
 from builder.events import Listener
 from builder.facts import read_facts
-from builder.jobs import ENGINE, MANIFEST
 from builder.machine import Facts
 from builder.places import PREFIX_VARIABLE, Talk, full_reference, locate
 from builder.policy import load_policy
@@ -29,6 +28,7 @@ from builder.pull_checks import Machine
 from builder.runner import Settings
 from builder.store import Store
 from builder.terminal import Terminal
+from builder.titles import ENGINE, MANIFEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from builder import durable
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE, KEY, MANIFEST, read_manifest
+from builder.jobs import read_manifest
 from builder.query import list_engines
 from builder.signature_bundle import SUFFIX
 from builder.store import Blob, Entry, Store
+from builder.titles import ENGINE, KEY, MANIFEST
 from builder.triton import CONFIG, VERSION, TritonModel, is_own_config, repository, serves
 
 _FILES = (ENGINE, MANIFEST, KEY)

@@ -28,13 +28,11 @@ from builder.record import Evidence, make_manifest
 from builder.stage_runner import StageRunner
 from builder.store import Entry, Store
 from builder.timing_caches import TIMING_CACHE
+from builder.titles import CALIBRATION_CACHE, ENGINE, KEY, MANIFEST, PROOF, PROOF_ANNOTATION
 from builder.worker_source import ENGINE_STAGES, PROOF_STAGES, worker_sha256
 
-ENGINE, MANIFEST, KEY, PROOF = "model.plan", "manifest.json", "key.json", "proof.json"
-CALIBRATION_CACHE = "calibration.cache"
 # files beside an engine that only its build can make, to what the stage calls them
 LEFT = {TIMING_CACHE: "timing_cache", CALIBRATION_CACHE: CALIBRATION}
-PROOF_ANNOTATION = "org.enginefarm.proof"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

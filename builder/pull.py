@@ -24,7 +24,6 @@ from builder.engine_cache import trim_engines
 from builder.engine_folder import FILES, copy_engine, place_engine
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note, StepFinished, StepStarted
-from builder.jobs import ENGINE, MANIFEST, PROOF_ANNOTATION
 from builder.locks import named_lock
 from builder.manifest import Manifest
 from builder.places import Located
@@ -35,6 +34,7 @@ from builder.pull_index import Choice, choose_engine, read_bundles, read_model_i
 from builder.pull_memory import PullMemory
 from builder.signatures import keep_signature
 from builder.store import Blob, Entry, Store
+from builder.titles import ENGINE, MANIFEST, PROOF_ANNOTATION
 from builder.trust import Trusted, check_signature
 
 PULLED = "org.enginefarm.pulled"

@@ -17,10 +17,10 @@ from builder.compat import Verdict, Wish, candidate_of_manifest, header_findings
 from builder.compat_rules import KnownBad
 from builder.engine_header import BYTES_NEEDED, read_header
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE, KEY, MANIFEST, PROOF
 from builder.key import KEY_VERSION, make_key
 from builder.machine import Facts
 from builder.manifest import Manifest
+from builder.titles import ENGINE, KEY, MANIFEST, PROOF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE, KEY, PROOF
 from builder.store import Entry, Store
+from builder.titles import ENGINE, KEY, PROOF
 
 _DIGEST = re.compile(r"(sha256:)?(?P<hex>[0-9a-f]{6,64})")
 

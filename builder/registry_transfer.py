@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
@@ -18,6 +19,8 @@ from builder.events import Listener, StepAdvanced
 from builder.registry_retry import PassingError, Patience
 from builder.registry_session import Answer, Reader, Session
 
+# how often the system is told to begin writing to disk: a flush at the end of a large file then finds little left
+_BEHIND = 32 << 20
 # fits the processor's cache: larger ones are slower
 _CHUNK = 256 << 10
 _OCTETS = {"Content-Type": "application/octet-stream"}
@@ -84,7 +87,7 @@ class _Download:
         self._part = part
         self._meter = meter
         self._stopped = stopped
-        self._have = 0
+        self._have = self._begun = 0
         self._digest = hashlib.sha256()
 
     def run(self) -> str:
@@ -111,7 +114,7 @@ class _Download:
     def _start_over(self, out: IO[bytes]) -> None:
         out.truncate(0)
         self._meter.advance(-self._have)
-        self._have, self._digest = 0, hashlib.sha256()
+        self._have, self._begun, self._digest = 0, 0, hashlib.sha256()
 
     def _count(self, chunk: bytes | memoryview) -> None:
         self._digest.update(chunk)
@@ -144,6 +147,9 @@ class _Download:
                     raise PassingError(f"{self._have} of {self._size} bytes came")
                 _write(out, buffer[:count])
                 self._count(buffer[:count])
+                if self._have - self._begun >= _BEHIND:
+                    os.posix_fadvise(out.fileno(), self._begun, self._have - self._begun, os.POSIX_FADV_DONTNEED)
+                    self._begun = self._have
             if reader.readinto(buffer[:1]):
                 raise self._too_large(f"more than {self._size} bytes came")
 

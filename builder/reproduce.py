@@ -22,7 +22,7 @@ from builder.gpu import Gpu, visible_gpus
 from builder.gpu_choice import alike, choose_gpus, fits
 from builder.gpu_lease import lease
 from builder.job_stages import Tuned, engine_params
-from builder.jobs import CALIBRATION_CACHE, ENGINE, KEY, JobRunner, make_keys, read_manifest, update_manifest
+from builder.jobs import JobRunner, make_keys, read_manifest, update_manifest
 from builder.key import Key, differences
 from builder.levels import OutputDifference, Reproduction, measure, verdict
 from builder.manifest import Manifest, Reproducibility
@@ -37,6 +37,7 @@ from builder.stacks import Stack, load_stacks
 from builder.stage_runner import StageRunner, Subject
 from builder.store import Entry, Store
 from builder.timing_caches import TIMING_CACHE
+from builder.titles import CALIBRATION_CACHE, ENGINE, KEY
 from builder.workspace import Workspace
 
 __all__ = ["REBUILDS_ON_GPU", "REBUILDS_WITHOUT_GPU", "Ask", "Reproduction", "reproduce"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from builder import artifact, oci
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE
 from builder.publish_seal import Seal
 from builder.query import list_engines
 from builder.registry import Registry
 from builder.signatures import Signed, artifact_digests
 from builder.store import Entry
+from builder.titles import ENGINE
 
 
 def sign_in_registry(registry: Registry, version: str, seal: Seal) -> list[Signed]:

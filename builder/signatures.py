@@ -9,12 +9,12 @@ from pathlib import Path
 
 from builder import artifact, durable, trust, trust_certificates
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE, MANIFEST
 from builder.manifest import Manifest, load_manifest
 from builder.policy_rules import Policy
 from builder.signature_bundle import LARGEST_BUNDLE, SUFFIX, Kind, read_bundle
 from builder.signers import Signer
 from builder.store import Entry, Store
+from builder.titles import ENGINE, MANIFEST
 from builder.trust import Trusted
 
 # what a pull notes of its check; it is of this machine and no part of the artifact

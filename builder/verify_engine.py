@@ -18,7 +18,7 @@ from builder.gpu import visible_gpus
 from builder.gpu_choice import choose_gpus
 from builder.gpu_lease import lease
 from builder.job_stages import CALIBRATION, building_params, lower_params, lowered_inputs, verify_params
-from builder.jobs import CALIBRATION_CACHE, ENGINE, KEY, read_manifest, update_manifest
+from builder.jobs import read_manifest, update_manifest
 from builder.key import Key, Runtime, proof_key
 from builder.manifest import Manifest
 from builder.models import EXTERNAL, MODEL, Models, OnnxModel
@@ -32,6 +32,7 @@ from builder.stacks import Stack, load_stacks
 from builder.stage import StageResult
 from builder.stage_runner import StageRunner, Subject
 from builder.store import Store
+from builder.titles import CALIBRATION_CACHE, ENGINE, KEY
 from builder.worker_source import PROOF_STAGES, worker_sha256
 from builder.workspace import Workspace
 

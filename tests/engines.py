@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from builder import manifest as m
-from builder.jobs import ENGINE, KEY, MANIFEST, PROOF
 from builder.key import canonical, make_key
 from builder.store import Entry, Store
+from builder.titles import ENGINE, KEY, MANIFEST, PROOF
 
 STACK = "trtrtx1.7-cuda13"
 

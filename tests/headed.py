@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.jobs import ENGINE, KEY, MANIFEST, PROOF
 from builder.key import canonical, make_key
 from builder.machine import Facts, GpuFacts
 from builder.store import Entry, Store
+from builder.titles import ENGINE, KEY, MANIFEST, PROOF
 from tests.engines import manifest
 
 T4 = GpuFacts(name="Tesla T4", sm="7.5", memory_bytes=15 << 30)

@@ -22,7 +22,6 @@ from builder.artifact import (
     make_index,
 )
 from builder.compat import Wish
-from builder.jobs import PROOF_ANNOTATION
 from builder.key import canonical, make_key
 from builder.keys import KeyPair, describe_public_key, generate_key
 from builder.machine import Facts, GpuFacts
@@ -33,6 +32,7 @@ from builder.project import Home
 from builder.pull_checks import Machine
 from builder.signers import KeySigner, Signer, sign_digests
 from builder.store import Entry, Store
+from builder.titles import PROOF_ANNOTATION
 from tests.engines import key_document, manifest
 
 MODEL = "tiny"

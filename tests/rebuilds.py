@@ -15,7 +15,7 @@ from builder.errors import EnginefarmError, Reason
 from builder.events import JobOutcome, Status
 from builder.gpu import Gpu
 from builder.job_stages import Tuned
-from builder.jobs import ENGINE, KEY, MANIFEST, PROOF, PROOF_ANNOTATION, read_manifest
+from builder.jobs import read_manifest
 from builder.key import Key, Runtime, canonical
 from builder.manifest import Manifest
 from builder.project import Home, Project
@@ -24,6 +24,7 @@ from builder.runner import Settings
 from builder.stage import StageRequest, StageResult
 from builder.store import Entry, Store
 from builder.timing_caches import TIMING_CACHE
+from builder.titles import ENGINE, KEY, MANIFEST, PROOF, PROOF_ANNOTATION
 from tests.engines import manifest
 
 ROOT = Path(__file__).parents[1]

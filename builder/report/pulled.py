@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from builder.build_here import Built
 from builder.mirror import Mirrored
 from builder.pull import Pulled
 from builder.report.planned import counted
 from builder.report.units import short, size
+
+if TYPE_CHECKING:
+    from builder.build_here import Built
 
 
 def pulled_line(done: Pulled | Built) -> str:
@@ -22,7 +24,7 @@ def pulled_remarks(done: Pulled | Built) -> list[str]:
     on = f" on {done.verdict.gpu}" if done.verdict.gpu is not None else ""
     lines = [f"fit: {done.verdict.fit.value}{on}"]
     lines += [f"warning: {one.reason.value.code} {one.text}" for one in done.verdict.warnings]
-    if isinstance(done, Built):
+    if not isinstance(done, Pulled):
         return [*lines, "built here: no engine in the registry fits this machine"]
     signer = f"signed by {done.signer}" if done.signer is not None else "signed by nobody"
     came = f"{size(done.downloaded)} came" if done.downloaded else "nothing had to come"
@@ -31,9 +33,9 @@ def pulled_remarks(done: Pulled | Built) -> list[str]:
 
 def pulled_json(done: Pulled | Built) -> dict[str, Any]:
     """Return all that is known."""
-    built = isinstance(done, Built)
+    pulled = done if isinstance(done, Pulled) else None
     return {
-        "result": "built" if built else "pulled",
+        "result": "built" if pulled is None else "pulled",
         "model": done.model,
         "job": done.job,
         "key": done.manifest.key,
@@ -46,10 +48,10 @@ def pulled_json(done: Pulled | Built) -> dict[str, Any]:
             {"code": one.reason.value.code, "reason": one.reason.value.slug, "text": one.text}
             for one in done.verdict.warnings
         ],
-        "signer": None if isinstance(done, Built) else done.signer,
-        "reference": None if isinstance(done, Built) else done.reference,
-        "serial": None if isinstance(done, Built) else done.serial,
-        "downloaded_bytes": None if isinstance(done, Built) else done.downloaded,
+        "signer": pulled.signer if pulled is not None else None,
+        "reference": pulled.reference if pulled is not None else None,
+        "serial": pulled.serial if pulled is not None else None,
+        "downloaded_bytes": pulled.downloaded if pulled is not None else None,
     }
 
 

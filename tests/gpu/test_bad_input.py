@@ -19,10 +19,10 @@ import pytest
 from onnx import helper
 
 from builder.gpu import Gpu
-from builder.jobs import ENGINE
 from builder.query import find_engine
 from builder.store import Store
 from builder.timing_caches import TIMING_CACHE
+from builder.titles import ENGINE
 from tests.gpu.farm import LOCK, STACK, TIMEOUT_S, GpuFarm
 from tests.integration.farm import ROOT, graph, product, shapes
 

@@ -7,12 +7,12 @@ import threading
 from pathlib import Path
 
 from builder import artifact, oci
-from builder.jobs import ENGINE, KEY, MANIFEST, PROOF
 from builder.manifest import Manifest
 from builder.publish import Pushed, choose_packages, parse_destination, push_engines
 from builder.publish_seal import Seal
 from builder.registry import Registry
 from builder.store import Store
+from builder.titles import ENGINE, KEY, MANIFEST, PROOF
 from tests.engines import manifest
 
 

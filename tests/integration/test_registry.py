@@ -22,10 +22,10 @@ import pytest
 from builder import artifact, oci
 from builder.cli import main
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE, KEY, MANIFEST, PROOF
 from builder.publish import choose_packages
 from builder.registry import Registry
 from builder.store import Store
+from builder.titles import ENGINE, KEY, MANIFEST, PROOF
 from tests.integration.farm import ROOT
 from tests.integration.publishing import fill, push, read_index, repository
 

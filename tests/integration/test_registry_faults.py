@@ -22,7 +22,6 @@ from builder import oci, publish_index, registry_retry
 from builder.artifact import parse_artifact, parse_index
 from builder.engine_folder import FILES
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE
 from builder.mirror import mirror
 from builder.places import Located, Talk, locate
 from builder.policy_rules import Policy
@@ -32,6 +31,7 @@ from builder.publish_seal import Seal
 from builder.pull import Order, Puller
 from builder.registry import Registry
 from builder.store import Entry, Store
+from builder.titles import ENGINE
 from tests.artifacts import document
 from tests.integration.farm import ROOT
 from tests.integration.fault_proxy import Fault, faults_before

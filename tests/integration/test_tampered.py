@@ -18,12 +18,12 @@ import requests
 
 from builder import oci
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE
 from builder.policy_rules import IndexRule
 from builder.publish import Destination, choose_packages, push_engines
 from builder.publish_seal import Seal
 from builder.pull import Puller
 from builder.store import Store
+from builder.titles import ENGINE
 from tests.artifacts import overwrite
 from tests.integration.farm import ROOT
 from tests.integration.fault_proxy import faults_before

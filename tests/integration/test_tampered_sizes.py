@@ -14,7 +14,7 @@ import requests
 
 from builder import oci
 from builder.errors import Reason
-from builder.jobs import ENGINE
+from builder.titles import ENGINE
 from tests.integration.scene import Scene, make_scene, publish_changed, refused
 from tests.published import (
     parcel,

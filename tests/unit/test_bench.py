@@ -19,7 +19,7 @@ from builder.events import Event, Note, StepFinished, StepStarted
 from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.gpu import Gpu, GpuProcess
-from builder.jobs import ENGINE, read_manifest, save
+from builder.jobs import read_manifest, save
 from builder.key import make_key
 from builder.manifest import Manifest
 from builder.models import export_params
@@ -29,6 +29,7 @@ from builder.recipe_file import load_recipe
 from builder.stacks import Stack, load_stacks
 from builder.stage import StageRequest, StageResult, lay_out
 from builder.store import Store
+from builder.titles import ENGINE
 from builder.worker.turn_files import Turns
 from tests import benches, engines
 from tests.artifacts import refusal

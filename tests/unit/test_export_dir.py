@@ -9,8 +9,8 @@ import pytest
 
 from builder.errors import EnginefarmError, Reason
 from builder.export_dir import choose_engines, export_engine
-from builder.jobs import ENGINE, KEY, MANIFEST
 from builder.store import Store
+from builder.titles import ENGINE, KEY, MANIFEST
 from tests.engines import add_engine, engine_bytes, job_id
 
 

@@ -15,13 +15,14 @@ import pytest
 from builder import job_stages
 from builder.gpu_watch import Watched
 from builder.job_stages import JobStages, Tuned, Work
-from builder.jobs import CALIBRATION_CACHE, ENGINE, LEFT, save
+from builder.jobs import LEFT, save
 from builder.key import Runtime, make_key
 from builder.plan import Job
 from builder.recipe import Recipe
 from builder.stage import StageResult
 from builder.store import Store
 from builder.timing_caches import TIMING_CACHE
+from builder.titles import CALIBRATION_CACHE, ENGINE
 from tests.engines import manifest
 from tests.rebuilds import H200
 from tests.unit.test_key import SHA, stack

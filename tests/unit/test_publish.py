@@ -17,11 +17,11 @@ from builder import artifact, oci, publish_index
 from builder import manifest as m
 from builder.errors import EnginefarmError, Reason
 from builder.events import Event, Note, StepAdvanced, StepFinished, StepStarted
-from builder.jobs import ENGINE, KEY, MANIFEST, PROOF
 from builder.publish import Package, Pushed, choose_packages, parse_destination, push_engines
 from builder.publish_index import marker
 from builder.publish_seal import Seal
 from builder.store import Store
+from builder.titles import ENGINE, KEY, MANIFEST, PROOF
 from tests.engines import add_engine, engine_bytes, job_id, manifest
 from tests.registry_fake import Asked, FakeRegistry, Said, fake
 

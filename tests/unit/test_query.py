@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE, KEY
 from builder.query import find_engine, find_key_documents, list_engines
 from builder.store import Store
+from builder.titles import ENGINE, KEY
 from tests.engines import add_engine, job_id
 
 

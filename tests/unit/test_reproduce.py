@@ -15,12 +15,13 @@ from builder import reproduce as module
 from builder.errors import EnginefarmError, ExitCode, Reason
 from builder.gpu import Gpu
 from builder.job_stages import Tuned
-from builder.jobs import CALIBRATION_CACHE, KEY, MANIFEST, PROOF_ANNOTATION, read_manifest
+from builder.jobs import read_manifest
 from builder.key import Key, Runtime, canonical
 from builder.project import Home
 from builder.report.reproduced import reproduction_lines
 from builder.reproduce import Ask, Reproduction
 from builder.stage import StageRequest, StageResult
+from builder.titles import CALIBRATION_CACHE, KEY, MANIFEST, PROOF_ANNOTATION
 from tests.artifacts import refusal
 from tests.rebuilds import (
     A100,

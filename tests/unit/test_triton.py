@@ -13,10 +13,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from builder.cli import main
 from builder.errors import Reason
 from builder.export_dir import choose_engines, export_triton, servable
-from builder.jobs import ENGINE, KEY, MANIFEST
 from builder.key import canonical, make_key
 from builder.manifest import Manifest
 from builder.store import Entry, Store
+from builder.titles import ENGINE, KEY, MANIFEST
 from builder.triton import is_own_config, repository
 from tests.artifacts import refusal
 from tests.engines import add_engine, manifest

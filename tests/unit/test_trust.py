@@ -13,8 +13,8 @@ import pytest
 
 from builder import trust
 from builder.errors import Reason
-from builder.jobs import ENGINE, KEY, MANIFEST
 from builder.signature_bundle import LARGEST_BUNDLE
+from builder.titles import ENGINE, KEY, MANIFEST
 from builder.trust import check_signature
 from tests.engines import job_id
 from tests.signing import (

@@ -10,10 +10,10 @@ import pytest
 
 from builder import trust
 from builder.errors import EnginefarmError, Reason
-from builder.jobs import ENGINE, MANIFEST
 from builder.policy_rules import IndexRule, Policy, Rule, TrustedIdentity, Unsigned, Validity
 from builder.signature_bundle import Kind
 from builder.signers import sign_digests
+from builder.titles import ENGINE, MANIFEST
 from builder.trust import check_index, check_signature, sign_folder, sign_index
 from tests.artifacts import refusal
 from tests.engines import manifest

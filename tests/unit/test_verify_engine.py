@@ -20,19 +20,7 @@ from builder.errors import EnginefarmError, Reason
 from builder.events import Event, Note, StepFinished
 from builder.executors.context import ExecutorContext
 from builder.gpu import Gpu
-from builder.jobs import (
-    CALIBRATION_CACHE,
-    ENGINE,
-    KEY,
-    MANIFEST,
-    PROOF,
-    PROOF_ANNOTATION,
-    Keys,
-    find_proved,
-    read_manifest,
-    save,
-    update_manifest,
-)
+from builder.jobs import Keys, find_proved, read_manifest, save, update_manifest
 from builder.key import Runtime, make_key, proof_key
 from builder.manifest import Manifest
 from builder.project import Home, Project
@@ -41,6 +29,7 @@ from builder.runner import Settings
 from builder.stacks import Stack, load_stacks
 from builder.stage import StageRequest, StageResult
 from builder.store import Entry, Store
+from builder.titles import CALIBRATION_CACHE, ENGINE, KEY, MANIFEST, PROOF, PROOF_ANNOTATION
 from builder.verify_engine import Verification, verify_engine
 from builder.worker_source import PROOF_STAGES, worker_sha256
 from tests import engines

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from builder.cli import main
-from builder.jobs import ENGINE
 from builder.query import list_engines
 from builder.store import Store
+from builder.titles import ENGINE
 from tests.engines import add_engine, job_id
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builder.cli import main
-from builder.cli.gc import Bytes
+from builder.cli.sizes import Bytes
 from builder.project import Home
 from builder.workspace import STARTED, Workspace
 from tests.unit.test_disk import DAY, DIGESTS, HOUR, age, engine, environment, fetched, write

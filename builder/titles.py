@@ -1,0 +1,8 @@
+"""The names of an engine's files, in the store, in registries and in folders."""
+
+from __future__ import annotations
+
+ENGINE, MANIFEST, KEY, PROOF = "model.plan", "manifest.json", "key.json", "proof.json"
+CALIBRATION_CACHE = "calibration.cache"
+# what a store's entry says of the proof that it holds
+PROOF_ANNOTATION = "org.enginefarm.proof"
