@@ -50,8 +50,9 @@ def key_json(one: KeyPair, now: datetime, revoked: Mapping[str, str]) -> dict[st
 
 
 def policy_lines(one: KeyPair, pem: str) -> list[str]:
-    """Write the lines by which a policy trusts a key."""
-    lines = ["[[rules.keys]]", f'name = "{one.name}"', f"# id: {one.key_id}"]
+    """Write a rule by which a policy trusts a key: a policy by itself, or a part of one."""
+    rule = ["[[rules]]", "# globs of the models that it may sign; the first rule that matches decides alone"]
+    lines = [*rule, 'models = ["*"]', "", "[[rules.keys]]", f'name = "{one.name}"', f"# id: {one.key_id}"]
     if one.not_after is not None:
         lines.append(f"not_after = {one.not_after:%Y-%m-%dT%H:%M:%SZ}")
     return [*lines, 'pem = """', *pem.strip().splitlines(), '"""']

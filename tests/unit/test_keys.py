@@ -226,7 +226,7 @@ def test_list_says_what_each_key_is_good_for(home: Home) -> None:
 def test_lines_for_a_policy_are_a_policy(home: Home) -> None:
     """What `keys export --policy` prints needs only a rule above it."""
     made = generate(home, not_after=NOW + DAY)
-    lines = ["[[rules]]", 'models = ["*"]', *policy_lines(made, made.public.read_text(encoding="utf-8"))]
+    lines = policy_lines(made, made.public.read_text(encoding="utf-8"))
     path = home.root / "policy.toml"
     path.write_text("\n".join(lines), encoding="utf-8")
     (key,) = load_policy().rules[0].keys
