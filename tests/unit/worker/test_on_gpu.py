@@ -11,6 +11,7 @@ import pytest
 from builder.worker import on_gpu
 from builder.worker.inputs import Case
 from builder.worker.protocol import Job, StageFailure
+from builder.worker.trt import Options, Request
 
 CASE = Case("p", "opt", {"x": (2,)})
 FEEDS = {"x": np.zeros(2, np.float32)}
@@ -57,7 +58,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(on_gpu, "Cuda", lambda: SimpleNamespace(device=device))
     monkeypatch.setattr(on_gpu, "adapter", lambda family: made)
     monkeypatch.setattr(on_gpu, "gpu_adapter", lambda family: made)
-    monkeypatch.setattr(on_gpu, "read_request", lambda job: SimpleNamespace(family="trt8"))
+    options = Options(None, None, "none", version_compatible=False, strip_weights=False)
+    monkeypatch.setattr(on_gpu, "read_request", lambda job: Request("trt8", "tensorrt", "fp16", [], [], options))
     return made
 
 
