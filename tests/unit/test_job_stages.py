@@ -131,7 +131,7 @@ def test_other_precisions_are_built_as_ever(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_need_not_be_built_brings_its_calibration(tmp_path: Path) -> None:
-    known: Any = SimpleNamespace(engine=SimpleNamespace(profiles=[]))
+    known: Any = SimpleNamespace(engine=SimpleNamespace(profiles=[], weights=()))
     ranges = tmp_path / "ranges"
     stages = run(
         tmp_path,
