@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 
 from builder import job_stages
+from builder.errors import EnginefarmError, Reason
 from builder.gpu_watch import Watched
 from builder.job_stages import JobStages, Tuned, Work
 from builder.jobs import CALIBRATION_CACHE, ENGINE, LEFT, save
 from builder.key import Runtime, make_key
+from builder.manifest import WeightsFile
 from builder.plan import Job
 from builder.recipe import Recipe
 from builder.stage import StageResult
@@ -144,6 +147,22 @@ def test_an_engine_that_need_not_be_built_brings_its_calibration(tmp_path: Path)
     )
     assert "build" not in stages.runs
     assert stages.runs["verify"][0]["calibration_cache"] == ranges
+
+
+def test_an_engine_that_need_not_be_built_keeps_to_its_weights(tmp_path: Path) -> None:
+    told = manifest("model")
+    for content, fits in ((b"lowered", True), (b"another", False)):
+        weights = WeightsFile(file="weights.onnx", sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        known = told.model_copy(update={"engine": told.engine.model_copy(update={"weights": (weights,)})})
+        arguments: dict[str, Any] = {"known": known, "engine": tmp_path / "engine"}
+        if fits:
+            stages = run(tmp_path, "int8", sampled(), Tuned(gpus=(H200,)), **arguments)
+            # what TensorRT parsed is what the engine is refitted from
+            assert all("lowered" in stages.runs[stage][0] for stage in ("examine", "verify"))
+            continue
+        with pytest.raises(EnginefarmError) as caught:
+            run(tmp_path, "int8", sampled(), Tuned(gpus=(H200,)), **arguments)
+        assert caught.value.reason is Reason.INPUTS_CHANGED
 
 
 def test_the_caches_stay_beside_an_engine_that_gets_another_manifest(tmp_path: Path) -> None:

@@ -49,20 +49,22 @@ from tests.registry_fake import FakeRegistry, fake
 from tests.unit.test_plan import recipe
 from tests.unit.test_publish import TINY, push
 from tests.unit.test_record import evidence
+from tests.unit.test_verify_engine import Farm, farm
 
-__all__ = ["fake"]
+__all__ = ["fake", "farm"]
 
 ONNX = b"the lowered model" * 1000
 DATA = b"what does not fit into it"
 TITLE = "weights.onnx"
 
 
-def stripped(sm: str = "8.6", weights: bytes = ONNX, variant: int = 0, **files: bytes) -> Parcel:
+def stripped(sm: str = "8.6", variant: int = 0, data: bytes = b"") -> Parcel:
     """Make an engine that was built without its weights, for one SM."""
     plain = parcel(variant=variant)
+    files = {TITLE: ONNX} | ({"lowered.onnx.data": data} if data else {})
     told = tuple(
         WeightsFile.model_validate({"file": title, "sha256": sha256(content), "size": len(content)})
-        for title, content in ({TITLE: weights} | files).items()
+        for title, content in files.items()
     )
     options = {"hardware_compatibility": "none", "version_compatible": False, "strip_weights": True}
     made = plain.told.model_copy(
@@ -73,7 +75,7 @@ def stripped(sm: str = "8.6", weights: bytes = ONNX, variant: int = 0, **files: 
             "build": plain.told.build.model_copy(update={"options": options}),
         }
     )
-    contents = {MANIFEST: made.to_json().encode(), TITLE: weights, **files}
+    contents = {MANIFEST: made.to_json().encode(), **files}
     return replace(plain, files={**plain.files, **contents}, told=made)
 
 
@@ -103,7 +105,9 @@ def test_the_manifest_says_what_the_weights_are(tmp_path: Path) -> None:
     assert make_manifest(plain).engine.weights == ()
     strip = recipe(precisions={"int8": {"tolerance": {"default": {"cosine": 0.9}}}}, build={"strip_weights": True})
     made = make_manifest(replace(plain, recipe=strip))
-    assert made.engine.weights == (WeightsFile(file=TITLE, sha256=made.lowered.sha256, size=made.lowered.size),)
+    assert made.engine.weights == (
+        WeightsFile(file="weights.onnx", sha256=made.lowered.sha256, size=made.lowered.size),
+    )
     # an engine that was known gets them, too
     assert make_manifest(replace(plain, recipe=strip, before=manifest())).engine.weights == made.engine.weights
 
@@ -118,7 +122,7 @@ def test_older_manifests_load() -> None:
 
 def test_another_lowered_model_has_other_weights(tmp_path: Path) -> None:
     check_weights(manifest(), lowered(tmp_path, lowered=b"whatever"))
-    told = stripped(**{"lowered.onnx.data": DATA}).told
+    told = stripped(data=DATA).told
     check_weights(told, lowered(tmp_path, lowered=ONNX, external=DATA))
     for outputs in ({"lowered": ONNX + b"!", "external": DATA}, {"lowered": ONNX}):
         error = refusal(lambda outputs=outputs: check_weights(told, lowered(tmp_path, **outputs)))  # type: ignore[misc]
@@ -152,6 +156,19 @@ def test_engines_of_two_sms_share_one_file_of_the_store(tmp_path: Path) -> None:
     store.remove(second)
     assert store.sweep(0.0) > 0
     assert not store.orphans()
+
+
+@pytest.mark.parametrize("lowered", [b"lower", b"another"])
+def test_an_engine_without_weights_gets_its_own_or_none(farm: Farm, lowered: bytes) -> None:
+    weights = WeightsFile(file="weights.onnx", sha256=hashlib.sha256(lowered).hexdigest(), size=len(lowered))
+    farm.store.remove(farm.store.entries("engine")[0])
+    made = farm.described()
+    farm.put(farm.described(engine=made.engine.model_copy(update={"weights": (weights,)})))
+    if lowered == b"lower":
+        assert farm.verify().manifest.engine.weights == (weights,)
+        return
+    assert refusal(farm.verify).reason is Reason.INPUTS_CHANGED
+    assert [one.stage for one in farm.requests] == ["lower"]
 
 
 # pushing
@@ -241,7 +258,7 @@ def pull(tmp_path: Path) -> Pull:
 
 
 def test_weights_are_pulled_and_placed(pull: Pull) -> None:
-    one = stripped(**{"lowered.onnx.data": DATA})
+    one = stripped(data=DATA)
     publish(pull.place, [one])
     pulled = pull()
     assert pulled.downloaded == sum(map(len, one.files.values()))
