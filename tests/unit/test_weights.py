@@ -32,6 +32,7 @@ from tests.artifacts import overwrite, refusal
 from tests.engines import manifest
 from tests.published import (
     MODEL,
+    ONNX,
     TENSORRT,
     Parcel,
     add_parcel,
@@ -43,6 +44,7 @@ from tests.published import (
     publish_engine,
     sha256,
     signer_of,
+    stripped,
 )
 from tests.pulling import Pull
 from tests.registry_fake import FakeRegistry, fake
@@ -53,30 +55,8 @@ from tests.unit.test_verify_engine import Farm, farm
 
 __all__ = ["fake", "farm"]
 
-ONNX = b"the lowered model" * 1000
 DATA = b"what does not fit into it"
 TITLE = "weights.onnx"
-
-
-def stripped(sm: str = "8.6", variant: int = 0, data: bytes = b"") -> Parcel:
-    """Make an engine that was built without its weights, for one SM."""
-    plain = parcel(variant=variant)
-    files = {TITLE: ONNX} | ({"lowered.onnx.data": data} if data else {})
-    told = tuple(
-        WeightsFile.model_validate({"file": title, "sha256": sha256(content), "size": len(content)})
-        for title, content in files.items()
-    )
-    options = {"hardware_compatibility": "none", "version_compatible": False, "strip_weights": True}
-    made = plain.told.model_copy(
-        update={
-            "job": f"{MODEL}-fp16-trtrtx1.7-cuda13-sm{sm.replace('.', '')}",
-            "target": plain.told.target.model_copy(update={"sms": [sm]}),
-            "engine": plain.told.engine.model_copy(update={"weights": told}),
-            "build": plain.told.build.model_copy(update={"options": options}),
-        }
-    )
-    contents = {MANIFEST: made.to_json().encode(), **files}
-    return replace(plain, files={**plain.files, **contents}, told=made)
 
 
 def lowered(folder: Path, **outputs: bytes) -> StageResult:
