@@ -180,6 +180,8 @@ def test_two_sms_pushed_at_once_send_the_weights_once(tmp_path: Path, fake: Fake
     (pushed,) = push(store)
     assert pushed.listed == 2
     assert uploads(fake).count(ONNX) == 1
+    # nor do two threads ask for the same at once, and then both send it
+    assert fake.paths("HEAD").count(f"/v2/{TINY}/blobs/{oci.digest_of(ONNX)}") == 1
     for engine in pushed.engines:
         parsed = artifact.parse_artifact(fake.manifests[TINY, engine.digest][1], "here")
         assert parsed.layers[TITLE]["digest"] == oci.digest_of(ONNX)
