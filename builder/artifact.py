@@ -11,6 +11,7 @@ from typing import Any
 from builder import oci
 from builder.errors import EnginefarmError, Reason
 from builder.manifest import SCHEMA_VERSION, Manifest, load_manifest
+from builder.titles import WEIGHTS
 
 SCHEMA = 1
 """Version of this layout. A layout of a later version is refused, never half understood."""
@@ -23,7 +24,7 @@ SIGNATURE_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 SBOM_TYPE = "application/vnd.cyclonedx+json"
 PROVENANCE_TYPE = "application/vnd.in-toto+json"
 TYPES = {
-    **{title: oci.MEDIA_TYPES[title] for title in (MODEL_PLAN, "key.json", "proof.json", "timing.cache")},
+    **{title: oci.MEDIA_TYPES[title] for title in (MODEL_PLAN, "key.json", "proof.json", "timing.cache", *WEIGHTS)},
     "calibration.cache": "application/vnd.enginefarm.calibration-cache.v1",
     LAYERS: "application/vnd.enginefarm.layers.v1+json",
     BENCHMARK: "application/vnd.enginefarm.benchmark.v1+json",
@@ -169,7 +170,12 @@ def check_files(artifact: Artifact, manifest: Manifest, where: str) -> None:
         EnginefarmError: IDENTITY_MISMATCH.
 
     """
-    expected = {MODEL_PLAN: (f"sha256:{manifest.engine.sha256}", manifest.engine.size)}
+    expected: dict[str, tuple[str, int]] = {MODEL_PLAN: (f"sha256:{manifest.engine.sha256}", manifest.engine.size)}
+    told: dict[str, tuple[str, int]] = {one.file: (f"sha256:{one.sha256}", one.size) for one in manifest.engine.weights}
+    others = [title for title in WEIGHTS if title in artifact.layers and title not in told]
+    if others:
+        raise _mismatch(where, f"the manifest tells of no {', '.join(others)}")
+    expected |= told
     for title, content in ((LAYERS, layer_report(manifest)), (BENCHMARK, benchmark(manifest))):
         if content is not None:
             expected[title] = (oci.digest_of(content), len(content))
@@ -343,7 +349,7 @@ def _title(described: oci.Document, where: str) -> str:
 
 
 def _limit(title: str, max_bytes: int) -> int:
-    if title == MODEL_PLAN:
+    if title in {MODEL_PLAN, *WEIGHTS}:
         return max_bytes
     return _DOCUMENT_BYTES if title.endswith(".json") else min(_CACHE_BYTES, max_bytes)
 

@@ -154,7 +154,7 @@ class Table:
 
     def engine(self, gpu: Gpu, stop: threading.Event) -> Player:
         """Make the engine's player; `stop` is what ends the executor's stages."""
-        request = self._request(STAGE, STAGE, {"engine": self.subject.engine}, gpu)
+        request = self._request(STAGE, STAGE, {"engine": self.subject.engine, **self.subject.weights}, gpu)
         return Player("engine", request, partial(self.executor.run, self.subject.stack, request), stop, self.cancel)
 
     def baseline(self, kind: str, inputs: Mapping[str, Path], gpu: Gpu) -> Player:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from builder.built import job_of, recipe_of, stack_of
 from builder.fetch import Fetcher
+from builder.job_stages import weights_inputs
 from builder.key import profiles_document
 from builder.manifest import Manifest
 from builder.models import EXTERNAL, MODEL, export_params, inputs_document
@@ -26,7 +27,10 @@ KINDS = (*TORCH_KINDS, ONNX_KIND)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSubject:
-    """What is benched. `onnx`: files of the model before lowering as stage inputs; empty if it left the store."""
+    """What is benched. `onnx`: files of the model before lowering as stage inputs; empty if it left the store.
+
+    `weights`: of an engine that was built without them, as stage inputs.
+    """
 
     job: Job
     manifest: Manifest
@@ -34,6 +38,7 @@ class BenchSubject:
     stack: Stack
     engine: Path
     onnx: Mapping[str, Path]
+    weights: Mapping[str, Path] = field(default_factory=dict)
 
     def engine_params(self, points: Sequence[str]) -> dict[str, Any]:
         """Return what the stage `bench` is told; `points` of each shape profile are timed."""
@@ -68,13 +73,14 @@ def find_subject(store: Store, entry: Entry, manifest: Manifest, project: Projec
 
     """
     job = job_of(manifest)
-    recipe = recipe_of(manifest, project)
+    recipe, files = recipe_of(manifest, project), store.files(entry)
     return BenchSubject(
         job=job,
         manifest=manifest,
         recipe=recipe,
         stack=stack_of(manifest, load_stacks(project.images)),
-        engine=store.files(entry)[ENGINE].path,
+        engine=files[ENGINE].path,
+        weights=weights_inputs(files),
         onnx=_onnx(store, manifest),
     )
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from builder.compat import Candidate, Verdict, candidate_of_manifest, no_fit, rank, verdict
-from builder.engine_folder import FILES, copy_engine, place_engine
+from builder.engine_folder import copy_engine, loadable_files, place_engine
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note
 from builder.machine import Facts
@@ -107,7 +107,7 @@ def build_here(model: str, machine: Machine, workshop: Workshop, to: Path | None
         "reference": BUILT_HERE,
         "checked_at": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
     }
-    files = {title: blobs[title].path for title in FILES}
+    files = loadable_files(blobs)
     folder = copy_engine(to, files, trust) if to is not None else place_engine(home, model, files, trust, cancel)
     return Built(model=model, job=job.id, manifest=outcome.manifest, verdict=judged, folder=folder)
 

@@ -16,11 +16,18 @@ from builder import durable
 from builder.errors import EnginefarmError, Reason
 from builder.locks import named_lock
 from builder.project import Home
-from builder.titles import ENGINE, KEY, MANIFEST
+from builder.store import Blob
+from builder.titles import ENGINE, KEY, MANIFEST, WEIGHTS
 
 TRUST = "trust.json"
 FILES = (ENGINE, MANIFEST, KEY)
+"""What every engine's folder has; that of one built without its weights has `titles.WEIGHTS` besides."""
 _VERSIONS = ".versions"
+
+
+def loadable_files(blobs: Mapping[str, Blob]) -> dict[str, Path]:
+    """Return what applications need of an engine of the store, by title."""
+    return {title: blobs[title].path for title in (*FILES, *(one for one in WEIGHTS if one in blobs))}
 
 
 def place_engine(
@@ -85,8 +92,8 @@ def copy_engine(folder: Path, files: Mapping[str, Path], trust: Mapping[str, Any
 
 def _fill(folder: Path, files: Mapping[str, Path], trust: Mapping[str, Any], *, share: bool = True) -> None:
     folder.chmod(0o755)
-    for title in FILES:
-        _take(files[title], folder / title, share=share)
+    for title, path in files.items():
+        _take(path, folder / title, share=share)
     durable.write_atomically(folder / TRUST, json.dumps(trust, indent=2, sort_keys=True).encode() + b"\n", folder)
 
 
@@ -103,9 +110,8 @@ def _take(source: Path, target: Path, *, share: bool) -> None:
 def _refuse_foreign(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} is not a folder that enginefarm wrote")
-    others = (
-        sorted(path.name for path in folder.iterdir() if path.name not in {*FILES, TRUST}) if folder.is_dir() else []
-    )
+    ours = {*FILES, *WEIGHTS, TRUST}
+    others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
     if others:
         why = f"not ours: {', '.join(others[:5])}"
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} holds other files", why=why)

@@ -15,7 +15,7 @@ from builder.check import Checked
 from builder.compat import Wish
 from builder.compat_rules import load_known_bad
 from builder.console import open_console
-from builder.engine_folder import FILES, place_engine
+from builder.engine_folder import loadable_files, place_engine
 from builder.ensure import Action, Means, Way
 from builder.events import Listener
 from builder.facts import read_facts
@@ -115,7 +115,7 @@ class _Doors:
             "reference": BUILT_HERE,
             "checked_at": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
         }
-        place_engine(self.home, model, {title: blobs[title].path for title in FILES}, trust, self._setup.cancel)
+        place_engine(self.home, model, loadable_files(blobs), trust, self._setup.cancel)
 
     def _placed(self, model: str, found: Checked) -> bool:
         try:

@@ -17,7 +17,7 @@ from builder.jobs import read_manifest
 from builder.query import list_engines
 from builder.signature_bundle import SUFFIX
 from builder.store import Blob, Entry, Store
-from builder.titles import ENGINE, KEY, MANIFEST
+from builder.titles import ENGINE, KEY, MANIFEST, WEIGHTS
 from builder.triton import CONFIG, VERSION, TritonModel, is_own_config, repository, serves
 
 _FILES = (ENGINE, MANIFEST, KEY)
@@ -59,7 +59,7 @@ def export_engine(store: Store, entry: Entry, folder: Path) -> Exported:
     """
     destination = folder / entry.name
     blobs = store.files(entry)
-    wanted = {title: blobs[title].digest for title in _FILES}
+    wanted = {title: blobs[title].digest for title in (*_FILES, *(one for one in WEIGHTS if one in blobs))}
     engine = blobs[ENGINE]
     written = not _holds(destination, wanted)
     if written:
@@ -185,8 +185,9 @@ def _refuse_foreign(destination: Path, job: str) -> None:
     if destination.is_symlink() or not destination.is_dir():
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{destination} is not a folder that enginefarm wrote")
     # a signature of the older engine goes with it
+    ours = {*_FILES, *WEIGHTS}
     others = sorted(
-        path.name for path in destination.iterdir() if path.name not in _FILES and not path.name.endswith(SUFFIX)
+        path.name for path in destination.iterdir() if path.name not in ours and not path.name.endswith(SUFFIX)
     )
     if others:
         listed = ", ".join(others[:5])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from builder import durable, preflight
+from builder.errors import EnginefarmError, Reason
 from builder.events import Note
 from builder.gpu import Gpu
 from builder.gpu_lease import lease, require_memory
@@ -22,12 +23,16 @@ from builder.recipe import Precision, Recipe
 from builder.stacks import BuildStackFile
 from builder.stage import StageResult
 from builder.stage_runner import StageRunner, Subject
-from builder.store import Store
+from builder.store import Blob, Store
 from builder.timing_caches import caches_for, class_document, save_cache
+from builder.titles import WEIGHTS
 
 Results = dict[str, StageResult]
 # what a stage calls the calibration cache that it reads or leaves
 CALIBRATION = "calibration_cache"
+# files of the weights beside an engine that was built without them, to what the stage lower calls them; the model asks
+# for the second by that name
+_ROLES = dict(zip(WEIGHTS, ("lowered", "external"), strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +103,8 @@ class JobStages:
         work, lowered = self.work, lowered_inputs(results["lower"])
         building = building_params(work.job, work.recipe, work.runtime, results["lower"])
         engine, calibration = self.engine, self.calibration
+        if self.known is not None:
+            check_weights(self.known, results["lower"])
         if engine is None:
             results["build"] = self._build(gpu, {**lowered, **self._calibrating()}, building)
             engine = results["build"].outputs["engine"]
@@ -219,6 +226,33 @@ def verify_params(
         "engine_profiles": profiles,
         "threads": threads,
     }
+
+
+def weights_of(recipe: Recipe, lower: StageResult) -> dict[str, Path]:
+    """Return the files to keep beside an engine that is built without its weights, by title; of others none."""
+    if not recipe.build.strip_weights:
+        return {}
+    return {title: lower.outputs[role] for title, role in _ROLES.items() if role in lower.outputs}
+
+
+def check_weights(manifest: Manifest, lower: StageResult) -> None:
+    """Refuse to give an engine other weights than it was built without.
+
+    Raises:
+        EnginefarmError: INPUTS_CHANGED.
+
+    """
+    for one in manifest.engine.weights:
+        path = lower.outputs.get(_ROLES[one.file])
+        if path is None or durable.sha256_file(path) != one.sha256:
+            what = f"{manifest.job} was built from another lowered model: its weights are not those of {one.file}"
+            raise EnginefarmError(Reason.INPUTS_CHANGED, what, fix="build it again")
+
+
+def weights_inputs(files: Mapping[str, Blob]) -> dict[str, Path]:
+    """Return the weights beside an engine by the names that stages know them by. `files`: the engine's in the store."""
+    titles = {"lowered": "lowered", "external": "lowered_external"}
+    return {titles[role]: files[title].path for title, role in _ROLES.items() if title in files}
 
 
 def lowered_inputs(lower: StageResult) -> dict[str, Path]:

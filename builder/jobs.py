@@ -6,11 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from builder.errors import EnginefarmError, Reason
 from builder.events import JobOutcome, Note, Status
 from builder.fetch import Fetcher
-from builder.job_stages import CALIBRATION, JobStages, Tuned, Work
+from builder.job_stages import CALIBRATION, JobStages, Tuned, Work, weights_of
 from builder.key import (
     Key,
     Runtime,
@@ -116,7 +117,8 @@ class JobRunner:
                 commit=head_commit(self.models.project.root),
             )
         )
-        save(self.store, manifest, engine, keys.engine, proof, left)
+        weights = weights_of(work.recipe, results["lower"])
+        save(self.store, manifest, engine, keys.engine, proof, left, weights)
         status = Status.BUILT if known is None else Status.PROVED
         return _outcome(work.job, status, started, manifest, {name: item.seconds for name, item in results.items()})
 
@@ -171,10 +173,12 @@ def save(
     key: Key,
     proof: Key,
     left: Mapping[str, Path] | None = None,
+    weights: Mapping[str, Path] = MappingProxyType({}),
 ) -> Entry:
     """Put an engine with its manifest and key documents into the store; it replaces the job's entry for this key.
 
     `left`: the caches that the build left, by their names in the store; null keeps those that the older entry has.
+    `weights`: likewise, the weights of an engine that was built without them.
     """
     older = [entry for entry in store.find("engine", key.sha256) if entry.name == manifest.job]
     files: dict[str, Path | bytes] = {
@@ -182,6 +186,7 @@ def save(
         MANIFEST: manifest.to_json().encode(),
         KEY: canonical(key.document),
         PROOF: canonical(proof.document),
+        **weights,
     }
     for caches in [left] if left is not None else [_left(store, entry) for entry in older]:
         files |= caches

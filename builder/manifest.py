@@ -93,6 +93,16 @@ class LoweredPart(Part):
     detail: dict[str, Any] = Field(description="Casts added, nodes kept in FP32, weights out of range.")
 
 
+class WeightsFile(Part):
+    """A file of the weights of an engine that was built without them: the ONNX model that TensorRT parsed."""
+
+    file: Literal["weights.onnx", "lowered.onnx.data"] = Field(
+        description="Name of the file; the second has what does not fit into an ONNX file."
+    )
+    sha256: Sha256 = Field(description="SHA-256 of the file.")
+    size: int = Field(description="Bytes.")
+
+
 class EnginePart(Part):
     """The engine file."""
 
@@ -104,6 +114,10 @@ class EnginePart(Part):
     profiles: list[dict[str, Any]] = Field(description="Shape profiles as TensorRT read them back.")
     flags: list[str] = Field(description="Builder flags by name.")
     needs_host_code: bool = Field(description="True if loading must allow host code embedded in the engine.")
+    weights: tuple[WeightsFile, ...] = Field(
+        default=(),
+        description="Files that loading takes the weights from; empty where the engine holds them itself.",
+    )
 
 
 class TunedPart(Part):

@@ -77,13 +77,14 @@ def mirror(
 
 @dataclass(slots=True, kw_only=True)
 class _Copy:
-    """One copy under way. `done`: digests of documents that were dealt with."""
+    """One copy under way. `done`, `moved`: digests of documents and of blobs that were dealt with."""
 
     source: Located
     destination: Located
     work: Path
     cancel: threading.Event
     done: set[str] = field(default_factory=set)
+    moved: set[str] = field(default_factory=set)
     documents: int = 0
     blobs: int = 0
     size: int = 0
@@ -141,9 +142,12 @@ class _Copy:
             blobs, children = _mentioned(read[0], f"{self.source.name}@{digest}")
             for child in children:
                 self._document(child, depth + 1)
-            moved = self.destination.place.together([self._moving(one) for one in blobs.values()])
+            # engines without weights share theirs
+            left = [one for digest, one in blobs.items() if digest not in self.moved]
+            moved = self.destination.place.together([self._moving(one) for one in left])
+            self.moved |= blobs.keys()
             self.blobs += sum(moved)
-            self.size += sum(one["size"] for one, new in zip(blobs.values(), moved, strict=True) if new)
+            self.size += sum(one["size"] for one, new in zip(left, moved, strict=True) if new)
             self._put(digest, read[0], read[1])
             self.documents += 1
         self._referrers(digest, depth)

@@ -25,6 +25,8 @@ MEDIA_TYPES = {
     "proof.json": "application/vnd.enginefarm.key.v1+json",
     "model.onnx": "application/vnd.enginefarm.onnx.v1",
     "timing.cache": "application/vnd.enginefarm.timing-cache.v1",
+    "weights.onnx": "application/vnd.enginefarm.weights.v1+onnx",
+    "lowered.onnx.data": "application/vnd.enginefarm.weights-data.v1",
 }
 
 Document = dict[str, Any]

@@ -200,7 +200,9 @@ class _ModelPush:
         # before anything is sent: a tag that holds something else stays as it is
         before = self._index.read()
         fresh = [package for package in packages if not self._is_there(package)]
-        self._registry.together([partial(self._blob, package, title) for package in fresh for title in package.files])
+        # engines of one model can share a file, as those without weights do theirs
+        blobs = {one["digest"]: (package, title) for package in fresh for title, one in package.parsed.files.items()}
+        self._registry.together([partial(self._blob, package, title) for package, title in blobs.values()])
         engines = [self._engine(package, new=package in fresh) for package in packages]
         for package in packages:
             self._index.mark(package.listed, package.raw)

@@ -21,7 +21,7 @@ from builder import durable, host, oci
 from builder.artifact import BENCHMARK, LAYERS, MAX_BYTES, PREFIX, Artifact, parse_artifact
 from builder.compat import Verdict
 from builder.engine_cache import trim_engines
-from builder.engine_folder import FILES, copy_engine, place_engine
+from builder.engine_folder import copy_engine, loadable_files, place_engine
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note, StepFinished, StepStarted
 from builder.locks import named_lock
@@ -34,7 +34,7 @@ from builder.pull_index import Choice, choose_engine, read_bundles, read_model_i
 from builder.pull_memory import PullMemory
 from builder.signatures import keep_signature
 from builder.store import Blob, Entry, Store
-from builder.titles import ENGINE, MANIFEST, PROOF_ANNOTATION
+from builder.titles import ENGINE, MANIFEST, PROOF_ANNOTATION, WEIGHTS
 from builder.trust import Trusted, check_signature
 
 PULLED = "org.enginefarm.pulled"
@@ -177,7 +177,7 @@ class Puller:
 
     def _download(self, located: Located, artifact: Artifact, choice: Choice, work: Path) -> int:
         """Bring all files to the folder, each under its digest; return the bytes that had to come."""
-        known = self._known(choice.verdict.candidate.key)
+        known = self._known(choice.verdict.candidate.key, artifact)
         missing = {one["digest"]: one for one in artifact.files.values() if not _take(known, one, work)}
         needed = sum(int(one["size"]) for one in missing.values())
         if host.free_disk_bytes(work) < needed + _SPARE_BYTES:
@@ -186,9 +186,11 @@ class Puller:
         located.place.together([_fetching(located, one, work) for one in missing.values()])
         return needed
 
-    def _known(self, key: str) -> dict[str, Path]:
+    def _known(self, key: str, artifact: Artifact) -> dict[str, Path]:
+        """Map digests of files that the store has to their places; an engine's weights may be those of any other."""
         store, known = Store(self.home.store), dict[str, Path]()
-        for entry in store.find("engine", key):
+        shares = any(title in artifact.layers for title in WEIGHTS)
+        for entry in store.entries("engine") if shares else store.find("engine", key):
             with suppress(EnginefarmError):
                 known |= {blob.digest: blob.path for blob in store.files(entry).values()}
         return known
@@ -230,7 +232,7 @@ class Puller:
             "reference": where,
             "checked_at": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
         }
-        files = {title: blobs[title].path for title in FILES}
+        files = loadable_files(blobs)
         if order.to is not None:
             return copy_engine(order.to, files, trust)
         folder = place_engine(self.home, located.model, files, trust, self.cancel)

@@ -295,7 +295,10 @@ class BuildOptions(Strict):
         default="none", description="Run on other GPUs than the one built on."
     )
     version_compatible: StrictBool = Field(default=False, description="Run under other minor releases of TensorRT.")
-    strip_weights: StrictBool = Field(default=False, description="Leave refittable weights out of the engine.")
+    strip_weights: StrictBool = Field(
+        default=False,
+        description="Leave refittable weights out of the engine; they are kept beside it, once for all SMs.",
+    )
     refit: StrictBool = Field(default=False, description="Let weights be replaced later.")
     weight_streaming: StrictBool = Field(default=False, description="Let weights be read from host memory at run time.")
     tactic_sources: list[TacticSource] | None = Field(

@@ -10,6 +10,7 @@ from typing import Any
 
 import builder
 from builder import durable, host
+from builder.job_stages import weights_of
 from builder.key import Key, Runtime, Tuning, options_document
 from builder.manifest import (
     SCHEMA_VERSION,
@@ -26,6 +27,7 @@ from builder.manifest import (
     StageCost,
     TargetPart,
     TunedPart,
+    WeightsFile,
 )
 from builder.models import EXTERNAL, MODEL, OnnxModel
 from builder.plan import Job
@@ -70,7 +72,7 @@ def make_manifest(evidence: Evidence) -> Manifest:
         target=TargetPart(name=evidence.job.target, sms=list(evidence.job.sms)),
         onnx=_onnx(evidence.model),
         lowered=_lowered(evidence.results["lower"]),
-        engine=before.engine if before is not None else _engine(evidence),
+        engine=_engine(evidence, before),
         build=before.build if before is not None else _build(evidence),
         proof=_proof(evidence),
         reproducibility=before.reproducibility if before is not None else _UNMEASURED,
@@ -137,7 +139,14 @@ def _lowered(result: StageResult) -> LoweredPart:
     return LoweredPart(sha256=durable.sha256_file(path), size=path.stat().st_size, detail=dict(result.data))
 
 
-def _engine(evidence: Evidence) -> EnginePart:
+def _engine(evidence: Evidence, before: Manifest | None) -> EnginePart:
+    files = weights_of(evidence.recipe, evidence.results["lower"])
+    weights = tuple(
+        WeightsFile.model_validate({"file": title, "sha256": durable.sha256_file(path), "size": path.stat().st_size})
+        for title, path in files.items()
+    )
+    if before is not None:
+        return before.engine.model_copy(update={"weights": weights})
     data = evidence.results["build"].data
     return EnginePart(
         file="model.plan",
@@ -149,6 +158,7 @@ def _engine(evidence: Evidence) -> EnginePart:
         flags=data["flags"],
         # no lean runtime is ever put inside an engine
         needs_host_code=False,
+        weights=weights,
     )
 
 

@@ -21,7 +21,7 @@ from builder.fetch import Fetcher
 from builder.gpu import Gpu, visible_gpus
 from builder.gpu_choice import alike, choose_gpus, fits
 from builder.gpu_lease import lease
-from builder.job_stages import Tuned, engine_params
+from builder.job_stages import Tuned, engine_params, weights_inputs
 from builder.jobs import JobRunner, make_keys, read_manifest, update_manifest
 from builder.key import Key, differences
 from builder.levels import OutputDifference, Reproduction, measure, verdict
@@ -238,7 +238,9 @@ def _lend_model(source: _Source, fresh: Store) -> None:
 def _compare_outputs(source: _Source, copies: Sequence[_Copy]) -> tuple[list[OutputDifference | None], bool | None]:
     """Run the engine and the copies that differ from it on the same inputs; also whether the engine repeats itself."""
     paths = {f"rebuilt_{index}": copy.engine for index, copy in enumerate(copies) if copy.engine is not None}
-    gpus = _gpus_to_run_on(source) if paths else ()
+    # a rebuilt engine without weights takes those of the engine, which have to be its own
+    same = all(copy.manifest.engine.weights == source.manifest.engine.weights for copy in copies)
+    gpus = _gpus_to_run_on(source) if paths and same else ()
     if not gpus:
         return [None] * len(copies), None
     data = _run_engines(source, paths, gpus)
@@ -277,7 +279,8 @@ def _run_engines(source: _Source, engines: Mapping[str, Path], gpus: tuple[Gpu, 
         "tolerance": settings.tolerance.model_dump(mode="json", exclude_none=True),
     }
     models = source.models(source.store)
-    inputs = {"engine": source.store.files(source.entry)[ENGINE].path, **engines, **models.sample_files(recipe)}
+    files = source.store.files(source.entry)
+    inputs = {"engine": files[ENGINE].path, **weights_inputs(files), **engines, **models.sample_files(recipe)}
     model = models.find(recipe)
     if model is not None:
         inputs |= model.inputs("reference")

@@ -41,8 +41,12 @@ class TritonModel:
 
 
 def serves(manifest: Manifest) -> bool:
-    """Say whether Triton can load an engine: it has no backend for TensorRT-RTX."""
-    return not manifest.stack.name.startswith("trtrtx") and not manifest.stack.tensorrt.startswith("1.")
+    """Say whether Triton can load an engine: it has no backend for TensorRT-RTX, and it refits none."""
+    return not _is_rtx(manifest) and not manifest.build.options.get("strip_weights")
+
+
+def _is_rtx(manifest: Manifest) -> bool:
+    return manifest.stack.name.startswith("trtrtx") or manifest.stack.tensorrt.startswith("1.")
 
 
 def is_own_config(content: bytes) -> bool:
@@ -63,8 +67,11 @@ def repository(manifests: Iterable[Manifest]) -> tuple[TritonModel, ...]:
     groups: dict[str, list[Manifest]] = {}
     for manifest in manifests:
         if not serves(manifest):
-            what = f"Triton cannot load {manifest.job}: it has no backend for TensorRT-RTX"
-            fix = "build the engine with a stack of classic TensorRT, or leave it out with --name"
+            rtx = _is_rtx(manifest)
+            why = "it has no backend for TensorRT-RTX" if rtx else "it was built without its weights"
+            what = f"Triton cannot load {manifest.job}: {why}"
+            fix = "build it with a stack of classic TensorRT" if rtx else "build it without build.strip_weights"
+            fix += ", or leave it out with --name"
             raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix=fix)
         groups.setdefault(f"{manifest.recipe.name}-{manifest.precision.requested}", []).append(manifest)
     return tuple(_model(name, sorted(group, key=lambda one: one.job)) for name, group in sorted(groups.items()))

@@ -17,7 +17,14 @@ from builder.fetch import Fetcher
 from builder.gpu import visible_gpus
 from builder.gpu_choice import choose_gpus
 from builder.gpu_lease import lease
-from builder.job_stages import CALIBRATION, building_params, lower_params, lowered_inputs, verify_params
+from builder.job_stages import (
+    CALIBRATION,
+    building_params,
+    check_weights,
+    lower_params,
+    lowered_inputs,
+    verify_params,
+)
 from builder.jobs import read_manifest, update_manifest
 from builder.key import Key, Runtime, proof_key
 from builder.manifest import Manifest
@@ -124,7 +131,9 @@ def _lower_again(setting: _Setting, manifest: Manifest) -> StageResult:
         raise EnginefarmError(Reason.INPUTS_CHANGED, what)
     subject = _subject(setting)
     params = lower_params(setting.job, setting.recipe)
-    return setting.stages.run(subject, "lower", setting.model.inputs("model", "external"), params)
+    lower = setting.stages.run(subject, "lower", setting.model.inputs("model", "external"), params)
+    check_weights(manifest, lower)
+    return lower
 
 
 def _verify(

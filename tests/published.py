@@ -25,7 +25,7 @@ from builder.compat import Wish
 from builder.key import canonical, make_key
 from builder.keys import KeyPair, describe_public_key, generate_key
 from builder.machine import Facts, GpuFacts
-from builder.manifest import Manifest
+from builder.manifest import Manifest, WeightsFile
 from builder.places import Place
 from builder.policy_rules import Policy, Rule, TrustedKey, Validity
 from builder.project import Home
@@ -37,6 +37,7 @@ from tests.engines import key_document, manifest
 
 MODEL = "tiny"
 TENSORRT = "1.7.1.116"
+ONNX = b"the lowered model" * 1000
 NOW = datetime.now(tz=timezone.utc)
 
 
@@ -93,6 +94,27 @@ def parcel(
         LAYERS: layer_report(told),
     }
     return Parcel(files=files, told=told)
+
+
+def stripped(sm: str = "8.6", variant: int = 0, data: bytes = b"") -> Parcel:
+    """Make an engine that was built without its weights, for one SM."""
+    plain = parcel(variant=variant)
+    files = {"weights.onnx": ONNX} | ({"lowered.onnx.data": data} if data else {})
+    told = tuple(
+        WeightsFile.model_validate({"file": title, "sha256": sha256(content), "size": len(content)})
+        for title, content in files.items()
+    )
+    options = {"hardware_compatibility": "none", "version_compatible": False, "strip_weights": True}
+    made = plain.told.model_copy(
+        update={
+            "job": f"{MODEL}-fp16-trtrtx1.7-cuda13-sm{sm.replace('.', '')}",
+            "target": plain.told.target.model_copy(update={"sms": [sm]}),
+            "engine": plain.told.engine.model_copy(update={"weights": told}),
+            "build": plain.told.build.model_copy(update={"options": options}),
+        }
+    )
+    contents = {"manifest.json": made.to_json().encode(), **files}
+    return replace(plain, files={**plain.files, **contents}, told=made)
 
 
 def publish(

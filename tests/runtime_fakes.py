@@ -190,6 +190,7 @@ def fake_engine(
     inputs: tuple[FakeTensor, ...] = (FakeTensor("x", shape=(-1, 4)),),
     outputs: tuple[FakeTensor, ...] = (FakeTensor("y", shape=(-1, 4)),),
     profiles: tuple[dict[str, Shapes], ...] = ({"x": ((1, 4), (2, 4), (8, 4))},),
+    flags: tuple[str, ...] = (),
 ) -> tuple[FakeTensorRT, bytes]:
     """Put a fake TensorRT in place and build an engine with it; what comes in goes out doubled."""
     trt = _tensorrt(version)
@@ -206,6 +207,8 @@ def fake_engine(
     network = builder.create_network(1)
     trt.OnnxParser(network, Logger()).parse_from_file("model.onnx")
     config = builder.create_builder_config()
+    for flag in flags:
+        config.set_flag(trt.BuilderFlag[flag])
     for profile in profiles:
         made = builder.create_optimization_profile()
         for name, shapes in profile.items():

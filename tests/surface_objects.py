@@ -118,7 +118,9 @@ def _build(self: Any, network: Any, config: Any, *_: Any) -> bytes | None:
         return None
     version = bytes(int(part) for part in [*trt.__version__.split("."), "0"][:4])
     engine = b"ftrt".ljust(VERSION_AT, b"\0") + version + f"engine {len(trt.engines)}".encode()
-    trt.engines[engine] = {"network": network, "profiles": list(config._state["profiles"])}
+    strip = trt.BuilderFlag.__members__.get("STRIP_PLAN")
+    stripped = strip is not None and config.get_flag(strip)
+    trt.engines[engine] = {"network": network, "profiles": list(config._state["profiles"]), "stripped": stripped}
     return engine
 
 
@@ -279,6 +281,7 @@ BEHAVIOUR: dict[str, Callable[..., Any]] = {
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {"init_libnvinfer_plugins": lambda _logger, _namespace: True}
 COMPUTED: dict[str, Callable[[Any], Any]] = {
+    "OnnxParserRefitter.num_errors": lambda self: len(self._trt.scene.refit_errors),
     "OnnxParser.num_errors": lambda self: len(self._trt.scene.parse_errors),
     "INetworkDefinition.num_inputs": lambda self: len(self._state["inputs"]),
     "INetworkDefinition.num_outputs": lambda self: len(self._state["outputs"]),

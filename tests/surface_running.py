@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +37,48 @@ def _deserialize(self: Any, content: Any, *_: Any) -> Any:
     tensors = [*known["network"]._state["inputs"], *known["network"]._state["outputs"]]
     made = self._trt.new("ICudaEngine", tensors={tensor.name: tensor for tensor in tensors}, known=known)
     made._logger = self._logger
+    # until it is refitted
+    made._state["empty"] = known["stripped"]
     return made
+
+
+def _init_refitter(self: Any, engine: Any, logger: Any) -> None:
+    self._engine, self._logger = engine, logger
+
+
+def _init_parser_refitter(self: Any, refitter: Any, logger: Any) -> None:
+    self._refitter, self._logger = refitter, logger
+
+
+def _refit_from_bytes(self: Any, model: bytes, path: str = "") -> bool:
+    """Take a model; where `beside` names a file, it has to lie beside the path."""
+    scene = self._trt.scene
+    for text in scene.refit_errors:
+        say(self._trt, self._logger, ERROR, text)
+    found = not scene.beside or Path(path).with_name(scene.beside).is_file()
+    self._refitter._state["model"] = bytes(model) if found and not scene.refit_errors else b""
+    return bool(self._refitter._state["model"])
+
+
+def _refit(self: Any) -> bool:
+    missing = self._trt.scene.missing_weights
+    self._engine._state["empty"] = bool(missing) or not self._state.get("model")
+    return not self._engine._state["empty"]
+
+
+def _serialize(self: Any, config: Any) -> bytes:
+    """Write an engine, with weights only where they may not be left out, and only where it has them."""
+    flag = self._trt.SerializationFlag.EXCLUDE_WEIGHTS
+    stripped = self._state["empty"] or config._state["flags"] >> int(flag) & 1
+    content = next(one for one, known in self._trt.engines.items() if known is self._state["known"])
+    written = bytes(content) + b" with weights"
+    self._trt.engines[written] = {**self._state["known"], "stripped": bool(stripped)}
+    return written
+
+
+def _clear_serialization_flag(self: Any, flag: Any) -> bool:
+    self._state["flags"] &= ~(1 << int(flag))
+    return True
 
 
 def _tensor_mode(self: Any, name: str) -> Any:
@@ -64,6 +106,9 @@ def _tensor_shape(self: Any, name: str) -> tuple[int, ...]:
 
 
 def _new_context(self: Any, *_: Any) -> Any:
+    if self._state["empty"]:
+        say(self._trt, self._logger, ERROR, "Error Code 3: API Usage Error (the engine is not refitted)")
+        return None
     if self._trt.scene.contexts == 0:
         say(self._trt, self._logger, ERROR, "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
         return None
@@ -127,6 +172,17 @@ def _profile_shape(self: Any, name: str, index: int) -> Any:
 RUNNING: dict[str, Callable[..., Any]] = {
     "Runtime.__init__": _init_runtime,
     "Runtime.deserialize_cuda_engine": _deserialize,
+    "Refitter.__init__": _init_refitter,
+    "Refitter.refit_cuda_engine": _refit,
+    "Refitter.get_missing_weights": lambda self: list(self._trt.scene.missing_weights),
+    "OnnxParserRefitter.__init__": _init_parser_refitter,
+    "OnnxParserRefitter.refit_from_bytes": _refit_from_bytes,
+    "OnnxParserRefitter.get_error": lambda self, index: self._trt.new(
+        "ParserError", desc=self._trt.scene.refit_errors[index]
+    ),
+    "ICudaEngine.create_serialization_config": lambda self: self._trt.new("ISerializationConfig", flags=1),
+    "ICudaEngine.serialize_with_config": _serialize,
+    "ISerializationConfig.clear_flag": _clear_serialization_flag,
     "ICudaEngine.get_tensor_name": lambda self, index: list(self._state["tensors"])[index],
     "ICudaEngine.get_tensor_mode": _tensor_mode,
     "ICudaEngine.get_tensor_dtype": lambda self, name: self._state["tensors"][name].dtype,

@@ -93,7 +93,8 @@ class Scene:
     build that gives nothing, first builds first. `timings`: what a build adds to a timing cache that has it not yet.
     `calibrated`: batch size, batches and shapes of each calibration that ran. `contexts`: how many there is memory for.
     When an engine runs, `compute` makes outputs of inputs; `run_on` gets addresses, shapes and stream instead,
-    `run_errors` are said instead, and `captured` takes the runs of a thread that it names instead.
+    `run_errors` are said instead, and `captured` takes the runs of a thread that it names instead. A refit says
+    `refit_errors` or lacks `missing_weights`; `beside`: a file that has to lie where the refitted model is said to be.
     """
 
     inputs: Sequence[FakeTensor] = (FakeTensor("x"),)
@@ -111,6 +112,9 @@ class Scene:
     run_errors: Sequence[str] = ()
     contexts: int = -1
     captured: dict[int, list[Any]] = field(default_factory=dict)
+    refit_errors: Sequence[str] = ()
+    missing_weights: Sequence[str] = ()
+    beside: str = ""
 
 
 class FakeTensorRT(ModuleType):

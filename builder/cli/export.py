@@ -23,11 +23,12 @@ from builder.store import Entry, Store
 def command(*, folder: Path, patterns: tuple[str, ...], triton: bool, as_json: bool) -> None:
     """Write engines as plain files for trtexec or Triton.
 
-    Every engine becomes DIR/<job id>/ with model.plan, manifest.json and key.json. What is there already is left as it
+    Every engine becomes DIR/<job id>/ with model.plan, manifest.json and key.json, and weights.onnx where the engine
+    was built without its weights. What is there already is left as it
     is; files of others are never overwritten.
 
     With --triton every recipe and precision becomes a model, DIR/<recipe>-<precision>/ with config.pbtxt and one engine
-    per SM. Engines of TensorRT-RTX are left out: Triton cannot load them.
+    per SM. Engines of TensorRT-RTX and engines without their weights are left out: Triton cannot load them.
     """
     store = Store(find_home().store)
     if triton:
@@ -57,8 +58,8 @@ def command(*, folder: Path, patterns: tuple[str, ...], triton: bool, as_json: b
 def _triton(store: Store, entries: list[Entry], folder: Path, *, as_json: bool) -> None:
     chosen = servable(store, entries)
     if not chosen:
-        what = "Triton cannot load any of these engines: it has no backend for TensorRT-RTX"
-        fix = "build engines with a stack of classic TensorRT"
+        what = "Triton cannot load any of these engines: they are of TensorRT-RTX or without their weights"
+        fix = "build engines with a stack of classic TensorRT, without build.strip_weights"
         raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix=fix)
     exported = export_triton(store, chosen, folder)
     if as_json:
@@ -82,5 +83,5 @@ def _triton(store: Store, entries: list[Entry], folder: Path, *, as_json: bool) 
             flag = "--backend-config=tensorrt,version-compatible=true"
             options.stderr().line(f"{item.model.name} carries code for the host: start Triton with {flag}")
     written, left_out = sum(item.written for item in exported), len(entries) - len(chosen)
-    tail = f"; {counted(left_out, 'engine')} of TensorRT-RTX left out" if left_out else ""
+    tail = f"; {counted(left_out, 'engine')} left out that Triton cannot load" if left_out else ""
     options.stderr().line(f"{counted(written, 'model')} written, {len(exported) - written} there already{tail}")

@@ -97,6 +97,7 @@ def engine_page(entry: Entry, manifest: Manifest, width: int, paint: Paint) -> l
     lines += _fields(
         [
             ("engine", f"{size(manifest.engine.size)}  sha256 {manifest.engine.sha256}"),
+            ("refit from", ", ".join(f"{one.file}  {size(one.size)}" for one in manifest.engine.weights)),
             ("key", entry.key),
             ("for", f"{manifest.target.name}: SM {', '.join(manifest.target.sms)}"),
             ("loads under", f"TensorRT {manifest.stack.tensorrt}, CUDA {manifest.stack.cuda} ({manifest.stack.name})"),

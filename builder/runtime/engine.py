@@ -77,7 +77,7 @@ class Engine:
         self._enter, self._leave = loaded.driver.enter, loaded.driver.leave
         self.inputs, self.outputs = signature.inputs, signature.outputs
         # the bytes have done their work
-        self.checked = checked._replace(content=b"")
+        self.checked = checked._replace(content=b"", weights=b"")
         self._names, self._places = [tensor.name for tensor in self.inputs], by_name(self.inputs)
         self._count = len(self._names)
         self._callers: Dict[type, Any] = {}

@@ -5,25 +5,40 @@ What is hashed is what is deserialized: the file is read once.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import stat
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+import tempfile
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Dict, Iterator, Mapping, NamedTuple, Optional, Tuple
 
 from builder.engine_header import BYTES_NEEDED, Header, read_header
 
 from .reasons import EngineRefused
 
 ENGINE, MANIFEST, TRUST = "model.plan", "manifest.json", "trust.json"
+WEIGHTS, WEIGHTS_DATA = "weights.onnx", "lowered.onnx.data"
 SCHEMA_VERSION = 1
 # a manifest or a trust record larger than this is none
 LARGEST_JSON = 64 << 20
 LOCAL = "local"
 
 
+class File(NamedTuple):
+    """A file beside an engine, as the manifest tells it."""
+
+    sha256: str
+    size: int
+
+
 class Facts(NamedTuple):
-    """What a manifest says that loading depends on. `job` is for messages."""
+    """What a manifest says that loading depends on. `job` is for messages.
+
+    `stripped`: the engine was built without its weights; `weights`: the files that have them, by name.
+    """
 
     job: str
     sha256: str
@@ -34,15 +49,21 @@ class Facts(NamedTuple):
     hardware_compatibility: str
     version_compatible: bool
     host_code: bool
+    stripped: bool = False
+    weights: Mapping[str, File] = MappingProxyType({})
 
 
 class Checked(NamedTuple):
-    """An engine whose file is what it should be. `facts` is None for a bare file without a manifest."""
+    """An engine whose file is what it should be. `facts` is None for a bare file without a manifest.
+
+    `weights`: content of the ONNX file that has the weights of an engine built without them; empty for any other.
+    """
 
     path: str
     content: bytes
     header: Header
     facts: Optional[Facts]
+    weights: bytes = b""
 
 
 def read_engine(path: str, *, trust: Optional[str] = None, allow_untrusted: bool = False) -> Checked:
@@ -87,10 +108,65 @@ def _read_engine(path: str, trust: Optional[str], *, allow_untrusted: bool) -> C
     if actual != facts.sha256:
         why = f"expected {facts.sha256}\nactual   {actual}"
         raise EngineRefused("digest-mismatch", f"{engine} is not what its manifest says", why=why, fix=_AGAIN)
-    return _checked(engine, content, facts)
+    return _checked(engine, content, facts)._replace(weights=_read_weights(folder, facts))
+
+
+def _read_weights(folder: str, facts: Facts) -> bytes:
+    if not facts.stripped:
+        return b""
+    if WEIGHTS not in facts.weights:
+        what = f"{facts.job} was built without its weights, and its manifest does not say what they are"
+        raise EngineRefused("file-missing", what, fix="build it again, or without build.strip_weights")
+    path = os.path.join(folder, WEIGHTS)
+    content = _read(path, facts.weights[WEIGHTS].size)
+    _check(path, hashlib.sha256(content).hexdigest(), facts.weights[WEIGHTS])
+    return content
+
+
+@contextmanager
+def weights_place(checked: Checked) -> Iterator[str]:
+    """Name a path that the engine's weights can be read from as if they lay there; empty if they are in one file.
+
+    What does not fit into an ONNX file TensorRT reads by itself: from a copy that only this user can change, whose
+    digest is that of the bytes that were written.
+
+    Raises:
+        EngineRefused: file-missing, digest-mismatch, disk-full.
+
+    """
+    if checked.facts is None or WEIGHTS_DATA not in checked.facts.weights:
+        yield ""
+        return
+    source = os.path.join(os.path.dirname(checked.path), WEIGHTS_DATA)
+    with tempfile.TemporaryDirectory(prefix="enginefarm-weights-") as private:
+        try:
+            digest = _copy(source, os.path.join(private, WEIGHTS_DATA))
+        except OSError as error:
+            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            what = f"there is no room for {source} in {private}" if full else f"{source} cannot be read"
+            fix = "let TMPDIR name a folder with room" if full else _AGAIN
+            raise EngineRefused("disk-full" if full else "file-missing", what, why=str(error), fix=fix) from error
+        _check(source, digest, checked.facts.weights[WEIGHTS_DATA])
+        yield os.path.join(private, WEIGHTS)
+
+
+def _copy(source: str, target: str) -> str:
+    digest = hashlib.sha256()
+    with open(source, "rb") as read, open(target, "wb") as write:
+        for chunk in iter(lambda: read.read(_CHUNK), b""):
+            digest.update(chunk)
+            write.write(chunk)
+    return digest.hexdigest()
+
+
+def _check(path: str, actual: str, wanted: File) -> None:
+    if actual != wanted.sha256:
+        why = f"expected {wanted.sha256}\nactual   {actual}"
+        raise EngineRefused("digest-mismatch", f"{path} is not what the manifest says", why=why, fix=_AGAIN)
 
 
 _AGAIN = "pull or export it again"
+_CHUNK = 1 << 20
 
 
 def _checked(path: str, content: bytes, facts: Optional[Facts]) -> Checked:
@@ -145,8 +221,10 @@ def _facts(text: bytes, path: str) -> Facts:
             # unclear is unsafe: what is no plain False counts as code that would run
             version_compatible=options["version_compatible"] is True,
             host_code=engine["needs_host_code"] is not False,
+            stripped=options.get("strip_weights", False) is not False,
+            weights={str(one["file"]): File(str(one["sha256"]), int(one["size"])) for one in engine.get("weights", ())},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise EngineRefused("manifest-invalid", f"{path} is not an engine's manifest", why=why, fix=_AGAIN) from error
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
 
 from builder.worker.protocol import StageFailure
 from builder.worker.trt.loading import deserialize, load_failure, refusal
+from builder.worker.trt.refit import refit
 
 from .messages import messages
 from .reasons import EngineRefused
@@ -13,6 +14,7 @@ from .signature import Plan, Shape, plan, read_signature
 
 if TYPE_CHECKING:
     from .driver import Driver
+    from .folder import Checked
 
 # sets of input shapes that are remembered: one more than this, and all are worked out anew
 PLANS = 1024
@@ -22,8 +24,10 @@ Addresses = Tuple[int, ...]
 class Loaded:
     """TensorRT's engine on one GPU. Nothing here is called before everything about the file was checked."""
 
-    def __init__(self, trt: Any, driver: Driver, content: bytes, *, host_code: bool) -> None:
-        """Deserialize.
+    def __init__(self, trt: Any, driver: Driver, checked: Checked, place: str, *, host_code: bool) -> None:
+        """Deserialize, and give an engine that was built without its weights those beside it.
+
+        `place`: where TensorRT finds what does not fit into the file of the weights, if anything does not.
 
         Raises:
             EngineRefused: engine-invalid, engine-version, sm-mismatch, library-missing, plugin-missing, out-of-memory
@@ -36,9 +40,11 @@ class Loaded:
         if register is not None:
             register(self.log.logger, "")
         mark = self.log.mark()
-        self._runtime, self._engine = deserialize(trt, self.log.logger, content, host_code=host_code)
+        self._runtime, self._engine = deserialize(trt, self.log.logger, checked.content, host_code=host_code)
         if self._engine is None:
-            raise as_refused(refusal(trt, self.log.since(mark), content, driver.device.sm))
+            raise as_refused(refusal(trt, self.log.since(mark), checked.content, driver.device.sm))
+        if checked.weights:
+            refit(trt, self.log.logger, lambda: self.log.since(mark), self._engine, checked.weights, place)
         self.signature = read_signature(trt, self._engine)
         self.names = [tensor.name for tensor in (*self.signature.inputs, *self.signature.outputs)]
         self.plans: Dict[Tuple[Shape, ...], Plan] = {}

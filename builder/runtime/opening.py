@@ -10,7 +10,7 @@ from builder.worker.protocol import StageFailure
 from .driver import open_driver
 from .engine import Engine, Settings
 from .fallback import make_fallback
-from .folder import LOCAL, read_engine
+from .folder import LOCAL, read_engine, weights_place
 from .loaded import Loaded, as_refused
 from .machine import check_gpu, check_machine, check_tensorrt, import_tensorrt
 from .messages import LOGGER
@@ -95,7 +95,8 @@ def _attach(engine: Engine, checked: Checked, device: int, *, host_code: bool) -
     allowed = host_code and (checked.facts is None or checked.facts.host_code)
     before = driver.enter()
     try:
-        engine.attach(Loaded(trt, driver, checked.content, host_code=allowed), checked)
+        with weights_place(checked) as place:
+            engine.attach(Loaded(trt, driver, checked, place, host_code=allowed), checked)
     except StageFailure as failure:
         raise as_refused(failure) from failure
     except EngineRefused:

@@ -16,6 +16,7 @@ from .cuda import Cuda
 from .inputs import make_all
 from .metrics import compare
 from .protocol import Outcome, StageFailure
+from .refitted import loadable
 from .timing import gpu_times, read_block, timed_cases, wall_times, warm_up
 from .trt import adapter, read_request
 from .turn_files import Turns
@@ -94,9 +95,10 @@ class EngineBench:
         with suppress(ImportError):
             # the adapter says what is missing; what it takes to load TensorRT is not the engine's
             importlib.import_module(request.import_name)
+        engine = loadable(job, request)
         free = cuda.memory()[0]
         started = time.perf_counter()
-        self._engine = adapter(request.family).load(request, cuda, job.inputs["engine"])
+        self._engine = adapter(request.family).load(request, cuda, engine)
         loaded_s = time.perf_counter() - started
         after_load = cuda.memory()[0]
         least = after_load

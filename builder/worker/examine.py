@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .protocol import Outcome, StageFailure
+from .refitted import loadable
 from .trt import Layer, adapter, gpu_adapter, read_request
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def run(job: Job) -> Outcome:
         [Layer(**layer) for layer in known] if known else adapter(request.family).layers(request, job.inputs["lowered"])
     )
     if by_engine:
-        text = gpu_adapter(request.family).engine_layers(request, job.inputs["engine"])
+        text = gpu_adapter(request.family).engine_layers(request, loadable(job, request))
         return Outcome({}, _of_engine(job, layers, text))
     data = examine(layers, job.precision, _allowed(job))
     if data["silent_fp32"] or (job.precision in ("fp16", "bf16") and data["share"] < ENOUGH and not data["kept_fp32"]):

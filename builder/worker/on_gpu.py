@@ -10,6 +10,7 @@ from .blame_engine import Finding, explain
 from .cuda import Cuda
 from .emulate import emulated
 from .metrics import breaches, compare, limits_of
+from .refitted import loadable
 from .trt import adapter, gpu_adapter, read_request
 from .verify import run_session, session
 
@@ -40,7 +41,7 @@ class OnGpu:
         self._request = read_request(job)
         self._cuda = Cuda()
         self._adapter = adapter(self._request.family)
-        self._engine = self._adapter.load(self._request, self._cuda, job.inputs["engine"])
+        self._engine = self._adapter.load(self._request, self._cuda, loadable(job, self._request))
         self._index = {profile.name: index for index, profile in enumerate(job.profiles)}
         device = self._cuda.device
         self.method = f"the engine on {device.name}, SM {device.sm}"
@@ -66,11 +67,12 @@ class OnGpu:
         return explain(self._lowered, self._job, finding, self._debug(feeds, case))
 
     def _debug(self, feeds: Arrays, case: Case) -> RunDebug:
+        # it is looked into here and goes nowhere: it may keep its weights
+        request = self._request._replace(options=self._request.options._replace(strip_weights=False))
+
         def run(tensors: list[str]) -> Arrays:
-            gpu_adapter(self._request.family).build_debug(
-                self._request, self._job.inputs["lowered"], DEBUG_ENGINE, tensors
-            )
-            engine = self._adapter.load(self._request, self._cuda, DEBUG_ENGINE)
+            gpu_adapter(request.family).build_debug(request, self._job.inputs["lowered"], DEBUG_ENGINE, tensors)
+            engine = self._adapter.load(request, self._cuda, DEBUG_ENGINE)
             try:
                 return engine.run(self._index[case.profile], feeds)
             finally:

@@ -11,6 +11,7 @@ from .cuda import Cuda
 from .inputs import cases, make_all
 from .metrics import breaches, compare, limits_of
 from .protocol import Outcome, StageFailure
+from .refitted import loadable
 from .trt import adapter, read_request
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def run(job: Job) -> Outcome:
     found = adapter(request.family)
     feeds = _feeds(job)
     index = {profile.name: number for number, profile in enumerate(job.profiles)}
-    engine = found.load(request, cuda, job.inputs["engine"])
+    engine = found.load(request, cuda, loadable(job, request))
     reference = _run(engine, index, feeds)
     repeats = _equal(reference, _run(engine, index, feeds))
     rebuilt = []
@@ -46,7 +47,7 @@ def run(job: Job) -> Outcome:
         # two engines at once might not fit into the GPU's memory
         engine.close()
         gc.collect()
-        engine = found.load(request, cuda, job.inputs[name])
+        engine = found.load(request, cuda, loadable(job, request, name))
         rebuilt.append(_difference(reference, _run(engine, index, feeds), job.params["tolerance"]))
     data = {"device": cuda.device.name, "cases": [case.name for case, _ in feeds], "repeats": repeats}
     return Outcome({}, {**data, "rebuilt": rebuilt})

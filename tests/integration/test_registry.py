@@ -28,6 +28,7 @@ from builder.store import Store
 from builder.titles import ENGINE, KEY, MANIFEST, PROOF
 from tests.integration.farm import ROOT
 from tests.integration.publishing import fill, push, read_index, repository
+from tests.published import add_parcel, stripped
 
 pytestmark = pytest.mark.integration
 
@@ -321,3 +322,30 @@ def test_all_engines_of_the_farm(
             assert json.loads(capsys.readouterr().out)["job"] == engine["job"]
     assert digests(after) == digests(before)
     assert after.verify() == ()
+
+
+def test_weights_of_several_sms_are_one_blob(tmp_path: Path, registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, parcels = Store(tmp_path / "store"), [stripped("8.0"), stripped("8.6", variant=1)]
+    uploaded: list[str] = []
+    real = Registry.push
+
+    def watched(self: Registry, content: Any, digest: str, size: int, **options: Any) -> bool:
+        new = real(self, content, digest, size, **options)
+        uploaded.extend([digest] * new)
+        return new
+
+    monkeypatch.setattr(Registry, "push", watched)
+    sent = []
+    for one in parcels:
+        add_parcel(store, one)
+        uploaded.clear()
+        push(store, registry)
+        sent.append(set(uploaded))
+    weights = {oci.digest_of(one.files["weights.onnx"]) for one in parcels}
+    assert len(weights) == 1
+    assert (weights <= sent[0], weights & sent[1]) == (True, set())
+    assert oci.digest_of(parcels[1].files[ENGINE]) in sent[1]
+    file = tmp_path / "weights"
+    content = parcels[0].files["weights.onnx"]
+    repository(registry).fetch(artifact.layer("weights.onnx", weights.pop(), len(content)), file)
+    assert file.read_bytes() == content

@@ -83,6 +83,8 @@ def test_media_types_are_those_of_the_documentation() -> None:
         "key.json": "application/vnd.enginefarm.key.v1+json",
         "proof.json": "application/vnd.enginefarm.key.v1+json",
         "timing.cache": "application/vnd.enginefarm.timing-cache.v1",
+        "weights.onnx": "application/vnd.enginefarm.weights.v1+onnx",
+        "lowered.onnx.data": "application/vnd.enginefarm.weights-data.v1",
         "calibration.cache": "application/vnd.enginefarm.calibration-cache.v1",
         "layers.json": "application/vnd.enginefarm.layers.v1+json",
         "benchmark.json": "application/vnd.enginefarm.benchmark.v1+json",

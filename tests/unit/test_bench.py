@@ -305,3 +305,16 @@ def test_gauge_asks_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gauge.sample() == benches.look()
     assert list(gauge.strangers()) == [stranger]
     assert set(asked) == {"GPU-1"}
+
+
+def test_an_engine_without_weights_brings_them(farm: Farm, home: Home) -> None:
+    store = Store(home.store)
+    older = find_engine(store, NAME)
+    files: dict[str, Path | bytes] = {title: blob.path for title, blob in store.files(older).items()}
+    files["weights.onnx"] = b"weights"
+    store.add(kind="engine", key=older.key, name=older.name, files=files)
+    store.remove(older)
+    run(farm, home)
+    engine = farm.requests[0]
+    assert sorted(engine.inputs) == ["engine", "lowered"]
+    assert engine.inputs["lowered"].read_bytes() == b"weights"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,11 +14,14 @@ from typing import Any
 import pytest
 
 from builder import job_stages
+from builder.errors import EnginefarmError, Reason
 from builder.gpu_watch import Watched
 from builder.job_stages import JobStages, Tuned, Work
-from builder.jobs import LEFT, save
+from builder.jobs import LEFT, JobRunner, read_manifest, save
 from builder.key import Runtime, make_key
+from builder.manifest import WeightsFile
 from builder.plan import Job
+from builder.project import Home
 from builder.recipe import Recipe
 from builder.stage import StageResult
 from builder.store import Store
@@ -27,6 +31,7 @@ from tests.engines import manifest
 from tests.rebuilds import H200
 from tests.unit.test_key import SHA, stack
 from tests.unit.test_plan import recipe
+from tests.unit.test_record import BUILT, EXAMINED, VERIFIED
 
 SAMPLE = {"x": {"dtype": "float32", "values": {"kind": "file", "path": "x.npy", "sha256": SHA}}}
 SETTINGS = {"tolerance": {"default": {"cosine": 0.9}}}
@@ -50,6 +55,7 @@ class Stages:
 
     folder: Path
     runs: dict[str, tuple[Mapping[str, Path], Mapping[str, Any]]] = field(default_factory=dict)
+    said: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threads: int = 1
     cancel: threading.Event = field(default_factory=threading.Event)
 
@@ -59,7 +65,7 @@ class Stages:
         outputs = {name: self.folder / name for name in made}
         for path in outputs.values():
             path.write_text(path.name)
-        data: dict[str, Any] = {"kept_fp32": [], "kept_reasons": {}, "profiles": []}
+        data: dict[str, Any] = {"kept_fp32": [], "kept_reasons": {}, "profiles": []} | dict(self.said.get(stage, {}))
         return StageResult(outputs=outputs, data=data, seconds=1.0, max_rss_bytes=1)
 
 
@@ -132,7 +138,7 @@ def test_other_precisions_are_built_as_ever(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_need_not_be_built_brings_its_calibration(tmp_path: Path) -> None:
-    known: Any = SimpleNamespace(engine=SimpleNamespace(profiles=[]))
+    known: Any = SimpleNamespace(engine=SimpleNamespace(profiles=[], weights=()))
     ranges = tmp_path / "ranges"
     stages = run(
         tmp_path,
@@ -145,6 +151,53 @@ def test_an_engine_that_need_not_be_built_brings_its_calibration(tmp_path: Path)
     )
     assert "build" not in stages.runs
     assert stages.runs["verify"][0]["calibration_cache"] == ranges
+
+
+def test_an_engine_that_need_not_be_built_keeps_to_its_weights(tmp_path: Path) -> None:
+    told = manifest("model")
+    for content, fits in ((b"lowered", True), (b"another", False)):
+        weights = WeightsFile(file="weights.onnx", sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        known = told.model_copy(update={"engine": told.engine.model_copy(update={"weights": (weights,)})})
+        arguments: dict[str, Any] = {"known": known, "engine": tmp_path / "engine"}
+        if fits:
+            stages = run(tmp_path, "int8", sampled(), Tuned(gpus=(H200,)), **arguments)
+            # what TensorRT parsed is what the engine is refitted from
+            assert all("lowered" in stages.runs[stage][0] for stage in ("examine", "verify"))
+            continue
+        with pytest.raises(EnginefarmError) as caught:
+            run(tmp_path, "int8", sampled(), Tuned(gpus=(H200,)), **arguments)
+        assert caught.value.reason is Reason.INPUTS_CHANGED
+
+
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_job_keeps_the_weights_that_its_engine_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, strip: bool
+) -> None:
+    monkeypatch.setattr("builder.jobs.head_commit", lambda _: None)
+    settings = {"int8": {**SETTINGS, "calibration": {"batches": 3}}}
+    made = recipe(precisions=settings, inputs=SAMPLE, build={"strip_weights": strip})
+    on = stack(family="trt10", tensorrt="10.9.0", needs_gpu=True, sms=["9.0"], precisions=["int8"])
+    model = SimpleNamespace(identity={"model.onnx": SHA}, size=1, export=None, inputs=lambda *_: {})
+    models: Any = SimpleNamespace(
+        obtain=lambda *_: model,
+        sample_files=lambda _: {},
+        home=Home(root=tmp_path),
+        project=SimpleNamespace(root=tmp_path),
+    )
+    said = {"build": BUILT, "examine": EXAMINED, "verify": VERIFIED}
+    stages: Any = Stages(tmp_path, said=said)
+    stages.workspace = SimpleNamespace(done_with=lambda _: None)
+    store = Store(tmp_path / "store")
+    runner = JobRunner(store=store, models=models, fetcher=models, stages=stages, verify=True)
+    job = Job(recipe="model", precision="int8", stack="s", target="hopper", sms=("9.0",))
+    outcome = runner.run(job, made, Runtime(stack=on, python="3.11"), Tuned(gpus=(H200,)))
+    assert outcome.error is None
+    (entry,) = store.entries("engine")
+    files = store.files(entry)
+    assert ("weights.onnx" in files) is strip
+    told = read_manifest(store, entry)
+    assert [f"sha256:{one.sha256}" for one in told.engine.weights] == ([files["weights.onnx"].digest] if strip else [])
+    assert all(one.sha256 == told.lowered.sha256 for one in told.engine.weights)
 
 
 def test_the_caches_stay_beside_an_engine_that_gets_another_manifest(tmp_path: Path) -> None:

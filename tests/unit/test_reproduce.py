@@ -17,10 +17,12 @@ from builder.gpu import Gpu
 from builder.job_stages import Tuned
 from builder.jobs import read_manifest
 from builder.key import Key, Runtime, canonical
+from builder.manifest import Manifest, WeightsFile
 from builder.project import Home
 from builder.report.reproduced import reproduction_lines
 from builder.reproduce import Ask, Reproduction
 from builder.stage import StageRequest, StageResult
+from builder.store import Entry, Store
 from builder.titles import CALIBRATION_CACHE, KEY, MANIFEST, PROOF_ANNOTATION
 from tests.artifacts import refusal
 from tests.rebuilds import (
@@ -340,3 +342,36 @@ def test_options_of_the_command(
         "first": [{"offset": 1, "length": 1}],
     }
     assert document["measured"][1]["outputs"]["equal"] is True
+
+
+class Stripped(Farm):
+    """Its engine was built without weights; `lowered`: what each rebuild was built from."""
+
+    weights = b"weights"
+    lowered: tuple[bytes, ...] = (b"weights",) * 4
+
+    def described(self, content: bytes) -> Manifest:
+        made = super().described(content)
+        file = self.weights if content == ENGINE_BYTES else self.lowered[len(self.tuned) - 1]
+        told = WeightsFile(file="weights.onnx", sha256=hashlib.sha256(file).hexdigest(), size=len(file))
+        return made.model_copy(update={"engine": made.engine.model_copy(update={"weights": (told,)})})
+
+    def add(self, store: Store, files: dict[str, Path | bytes]) -> Entry:
+        return super().add(store, {**files, "weights.onnx": self.weights})
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_engines_without_weights_run_with_those_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    farm = Stripped(home=Home(root=tmp_path), stack=CLASSIC, rebuilt=[changed(1)], compared=[EQUAL] * 3)
+    if not same:
+        farm.lowered = (b"weights", b"others", b"weights")
+    found = started(farm, monkeypatch).reproduce()
+    if same:
+        (request,) = farm.requests
+        assert request.inputs["lowered"].read_bytes() == b"weights"
+        assert found.level == "outputs"
+    else:
+        # with the weights of another model they would compute something undefined
+        assert (farm.requests, found.level) == ([], "drifted")

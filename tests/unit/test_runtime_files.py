@@ -28,7 +28,9 @@ from tests.surfaces import FakeTensorRT
 ROOT = Path(__file__).parents[2]
 RUNTIME = sorted((ROOT / "builder" / "runtime").glob("*.py"))
 SHARED = [ROOT / "builder" / name for name in ("engine_header.py", "worker/cuda.py", "worker/protocol.py")]
-SHARED += [ROOT / "builder" / "worker" / name for name in ("profiles.py", "trt/loading.py", "trt/session.py")]
+SHARED += [
+    ROOT / "builder" / "worker" / name for name in ("profiles.py", "trt/loading.py", "trt/refit.py", "trt/session.py")
+]
 ALLOWED = {"numpy", "builder.worker.cuda", "builder.worker.protocol", "builder.engine_header"}
 LINES = 12_000
 PORTABILITY = ROOT / "builder" / "resources" / "portability.toml"

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -256,6 +256,20 @@ def test_outputs_are_compared() -> None:
     assert list(found["eager"]) == ["a/opt"]
     assert list(found["eager"]["a/opt"]) == ["y"]
     assert found["eager"]["a/opt"]["y"]["mse"] == pytest.approx(0.25)
+
+
+def test_an_engine_is_loaded_with_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[str] = []
+
+    def load(request: Any, cuda: Any, path: str) -> Any:
+        paths.append(path)
+        raise StageFailure("engine-invalid", "enough")
+
+    monkeypatch.setattr(bench, "adapter", lambda family: SimpleNamespace(load=load))
+    monkeypatch.setattr(bench, "loadable", lambda job, request: "out/refitted.plan")
+    with pytest.raises(StageFailure, match="enough"):
+        bench.EngineBench(job(), FakeCuda())  # type: ignore[arg-type]
+    assert paths == ["out/refitted.plan"]
 
 
 def test_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,3 +215,15 @@ def test_int8_without_an_engine_is_not_judged(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(StageFailure, match="only an int8 engine itself") as caught:
         _run(monkeypatch, PRODUCTS, "int8")
     assert caught.value.reason == "gpu-needed"
+
+
+def test_an_engine_without_weights_is_looked_at_with_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def refit(job: Job, request: Any) -> str:
+        asked.append(job.inputs["lowered"])
+        return "out/refitted.plan"
+
+    monkeypatch.setattr(examine, "loadable", refit)
+    assert _examine_engine(monkeypatch, tmp_path, {"first": "Half", "last": "Half"})["realised"] == "fp16"
+    assert asked == [str(tmp_path / "lowered.onnx")]

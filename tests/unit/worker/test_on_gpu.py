@@ -11,6 +11,7 @@ import pytest
 from builder.worker import on_gpu
 from builder.worker.inputs import Case
 from builder.worker.protocol import Job, StageFailure
+from builder.worker.trt import Options, Request
 
 CASE = Case("p", "opt", {"x": (2,)})
 FEEDS = {"x": np.zeros(2, np.float32)}
@@ -45,6 +46,8 @@ class Machine:
         return FakeEngine(self, path)
 
     def build_debug(self, request: Any, model: str, engine: str, tensors: list[str]) -> list[str]:
+        # nobody would refit it
+        assert not request.options.strip_weights
         self.built.append(tensors)
         return tensors
 
@@ -57,7 +60,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(on_gpu, "Cuda", lambda: SimpleNamespace(device=device))
     monkeypatch.setattr(on_gpu, "adapter", lambda family: made)
     monkeypatch.setattr(on_gpu, "gpu_adapter", lambda family: made)
-    monkeypatch.setattr(on_gpu, "read_request", lambda job: SimpleNamespace(family="trt8"))
+    options = Options(None, None, "none", version_compatible=False, strip_weights=True)
+    monkeypatch.setattr(on_gpu, "loadable", lambda job, request: f"{job.inputs['engine']} refitted")
+    monkeypatch.setattr(on_gpu, "read_request", lambda job: Request("trt8", "tensorrt", "fp16", [], [], options))
     return made
 
 
@@ -89,4 +94,4 @@ def test_an_engine_to_look_into_does_not_stay_in_memory(
     assert machine.built == [["a"], ["b", "c"]]
     assert seen == ["out-of-memory"] * 2 * failing
     # the engine that is verified stays
-    assert machine.open == ["in/engine.plan"]
+    assert machine.open == ["in/engine.plan refitted"]

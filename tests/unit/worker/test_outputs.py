@@ -198,3 +198,10 @@ def test_a_case_without_recorded_inputs(machine: Machine, tmp_path: Path) -> Non
     with pytest.raises(StageFailure, match="default/opt") as caught:
         outputs.run(job(reference=str(path)))
     assert caught.value.reason == "input-invalid"
+
+
+def test_each_engine_is_loaded_with_its_weights(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outputs, "loadable", lambda job, request, role="engine": f"{job.inputs[role]} refitted")
+    machine.engines = {"engine.plan refitted": double, "one refitted": double}
+    assert outputs.run(job("one")).data["rebuilt"][0]["equal"] is True
+    assert machine.loaded == ["engine.plan refitted", "one refitted"]
