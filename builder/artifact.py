@@ -37,7 +37,9 @@ _REQUIRED = frozenset({MODEL_PLAN, "key.json", "proof.json", LAYERS})
 _DOCUMENT_BYTES = 4 << 20
 _CACHE_BYTES = 1 << 30
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_OURS = re.compile(r"application/vnd\.enginefarm\.[a-z-]+\.v(?P<version>[0-9]+)")
+# ASCII digits, and few: int() refuses more than some thousand of them
+_OURS = re.compile(r"application/vnd\.enginefarm\.[a-z-]+\.v(?P<version>[0-9]{1,9})(?![0-9])")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _ENTRY_KEYS = ("key", "job", "stack", "tensorrt", "cuda", "precision", "sms", "engine", "engine-size")
 
 
@@ -248,7 +250,7 @@ def parse_index(content: bytes, where: str, model: str | None = None) -> ModelIn
     document = _document(content, where)
     annotations = _annotations(document, where)
     schema = annotations.get(f"{PREFIX}schema", "")
-    if schema.isdigit() and int(schema) > SCHEMA:
+    if _NUMBER.fullmatch(schema) and int(schema) > SCHEMA:
         raise _too_new(where, f"the index has schema {schema}, this version reads {SCHEMA}")
     _check_type(document, oci.INDEX_TYPE, MODEL_TYPE, where)
     serial, found = annotations.get(f"{PREFIX}serial", ""), annotations.get(f"{PREFIX}model", "")

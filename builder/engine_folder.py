@@ -65,6 +65,8 @@ def copy_engine(folder: Path, files: Mapping[str, Path], trust: Mapping[str, Any
     """
     try:
         with durable.writing(str(folder)):
+            # by its own name, which `.` and `..` are not
+            folder = folder.absolute() if folder.name not in {"", ".."} else folder.resolve()
             _refuse_foreign(folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
             temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -76,6 +78,10 @@ def copy_engine(folder: Path, files: Mapping[str, Path], trust: Mapping[str, Any
             durable.sync_folder(folder.parent)
     except (FileExistsError, NotADirectoryError) as error:
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder.parent} is no folder", why=str(error)) from error
+    except OSError as error:
+        # a mount point, a name too long, a folder that somebody removes meanwhile
+        what, fix = f"{folder} cannot be put in place as a whole", "name a folder that is not there yet"
+        raise EnginefarmError(Reason.PATH_OCCUPIED, what, why=str(error), fix=fix) from error
     except EnginefarmError as error:
         if error.reason is Reason.STORE_READ_ONLY:
             error.fix = "name a folder that you may write to"
@@ -101,6 +107,9 @@ def _take(source: Path, target: Path, *, share: bool) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
+    if folder == Path.cwd():
+        what = f"{folder} is the folder that you are in: it would be gone"
+        raise EnginefarmError(Reason.PATH_OCCUPIED, what, fix="name a folder that is not there yet")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} is not a folder that enginefarm wrote")
     others = (
@@ -117,5 +126,9 @@ def _swap(temp: Path, folder: Path) -> None:
         return
     older = temp.with_name(f"{temp.name}.older")
     folder.rename(older)
-    temp.rename(folder)
+    try:
+        temp.rename(folder)
+    except OSError:
+        older.rename(folder)
+        raise
     shutil.rmtree(older, ignore_errors=True)

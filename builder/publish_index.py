@@ -56,7 +56,7 @@ class ModelIndexFile:
         self._tag = tag
         self._listen = listen
         self._sign = sign
-        self._markers = re.compile(rf"{re.escape(tag)}--.+-[0-9a-f]{{{_HASH_LENGTH}}}")
+        self._markers = re.compile(rf"{re.escape(tag)}--[a-zA-Z0-9._-]+-[0-9a-f]{{{_HASH_LENGTH}}}")
 
     def read(self) -> artifact.ModelIndex | None:
         """Read it; null where the tag is free.

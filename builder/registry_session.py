@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import ipaddress
 import logging
 import os
@@ -33,6 +34,7 @@ _WAIT_S = (10.0, 60.0)
 _COMMIT_S = (10.0, 600.0)
 _KNOCK_ATTEMPTS = 3
 _TEXT_BYTES = 600
+_TOKEN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +135,9 @@ class Session:
     def _authorised(self, method: str, url: str, headers: Mapping[str, str], body: Body) -> requests.Response:
         token = self._authorisation(url)
         response = self._send(method, url, {**headers, **token}, body)
-        if response.status_code != HTTPStatus.UNAUTHORIZED or not self._is_own(url):
+        # nor is the log-in for those that it sends us to: they could name a token server of their own
+        asked_by_own = self._is_own(url) and self._is_own(response.url)
+        if response.status_code != HTTPStatus.UNAUTHORIZED or not asked_by_own:
             return response
         with response:
             _text(response)
@@ -157,7 +161,8 @@ class Session:
             response: requests.Response = self._registry.session.request(
                 method, url, headers=headers, data=body, stream=True, timeout=wait, verify=_verify()
             )
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # a ValueError: sent to where there is no place
             raise as_passing(error, url) from error
         return response
 
@@ -195,7 +200,7 @@ class Session:
         try:
             with session.get(url, timeout=_WAIT_S, verify=_verify(), stream=True) as response:
                 status, challenge = response.status_code, str(response.headers.get("Www-Authenticate", ""))
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, OSError, ValueError) as error:
             raise _WrongSchemeError(as_passing(error, url)) from error
         finally:
             session.close()
@@ -212,7 +217,7 @@ class Session:
         registry = oras.provider.Registry(self._at, insecure=prefix == "http", tls_verify=_verify(), auth_backend=kind)
         # of its own, so that a token server that is busy can be told from one that refuses
         registry.auth.session = requests.Session()
-        registry.auth.session.hooks["response"].append(_refuse_passing)
+        registry.auth.session.hooks["response"] += [_refuse_passing, _limit]
         for session in (registry.session, registry.auth.session):
             # a proxy is for the world outside
             session.trust_env = not self._loopback
@@ -249,6 +254,33 @@ def _refuse_passing(response: requests.Response, **_: Any) -> None:
     if response.status_code in PASSING:
         why = f"{shown(response.url)}: {response.status_code} {response.reason}"
         raise PassingError(why, retry_after(response.headers.get("Retry-After")))
+
+
+def _limit(response: requests.Response, **_: Any) -> None:
+    """Read what a token server says, and no more than a token can be: the library would read all of it."""
+    content = read_some(response, _TOKEN_BYTES + 1)
+    response.close()
+    if len(content) > _TOKEN_BYTES:
+        what = f"{shown(response.url)} is larger than {_TOKEN_BYTES} bytes"
+        raise EnginefarmError(Reason.SIZE_REFUSED, what, why="it was asked for a token", fix="ask who runs it")
+    response.raw = io.BytesIO(content)
+    response.headers.pop("Content-Encoding", None)
+
+
+def follow(url: str, place: str | None) -> str:
+    """Find where an answer sends us: a whole URL, or a place relative to `url`, which gave the answer.
+
+    Raises:
+        EnginefarmError: REGISTRY_REFUSED where that is no place.
+
+    """
+    try:
+        if place is not None:
+            return urljoin(url, place)
+        why = "it does not say where to go on"
+    except ValueError as error:
+        why = str(error)
+    raise EnginefarmError(Reason.REGISTRY_REFUSED, f"{shown(url)} leads nowhere", why=why, fix=None)
 
 
 def is_loopback(host: str) -> bool:

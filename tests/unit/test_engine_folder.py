@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Mapping
@@ -156,3 +157,34 @@ def test_a_copy_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     assert refusal(lambda: copy(folder, "two")).reason is Reason.DISK_FULL
     assert words(folder) == {"one"}
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("name", [".", ""])
+def test_the_folder_one_is_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    blobs = files(tmp_path, "new")
+    assert refusal(lambda: copy_engine(Path(name), blobs, {})).reason is Reason.PATH_OCCUPIED
+    assert refusal(lambda: copy_engine(here, blobs, {})).reason is Reason.PATH_OCCUPIED
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sub/..", "a" * 300])
+def test_folders_with_odd_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    blobs = files(tmp_path, "new")
+    assert refusal(lambda: copy_engine(tmp_path / "out" / name, blobs, {})).reason is Reason.PATH_OCCUPIED
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sub"]
+
+
+def test_a_mount_point_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy(tmp_path / "out", "old")
+
+    def busy(temp: Path, folder: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
+
+    monkeypatch.setattr(engine_folder, "_swap", busy)
+    blobs = files(tmp_path, "new")
+    assert refusal(lambda: copy_engine(tmp_path / "out", blobs, {})).reason is Reason.PATH_OCCUPIED
+    assert words(tmp_path / "out") == {"old"}
