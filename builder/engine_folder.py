@@ -35,12 +35,13 @@ def place_engine(
 
     """
     link, versions = home.engines / model, home.engines / _VERSIONS / model
-    with durable.writing(str(link)), named_lock(home, f"engines-{model}", cancel):
+    clear = durable.unobstructed(str(link))
+    with clear, durable.writing(str(link)), named_lock(home, f"engines-{model}", cancel):
         if link.exists() and not link.is_symlink():
             what = f"{link} is a folder that enginefarm did not make"
             raise EnginefarmError(Reason.PATH_OCCUPIED, what, fix="move it away")
         versions.mkdir(parents=True, exist_ok=True)
-        before = link.resolve().name if link.is_symlink() else None
+        before = link.readlink().name if link.is_symlink() else None
         folder = Path(tempfile.mkdtemp(prefix="v", dir=versions))
         _fill(folder, files, trust)
         durable.sync_folder(versions)
@@ -112,12 +113,14 @@ def _refuse_foreign(folder: Path) -> None:
         raise EnginefarmError(Reason.PATH_OCCUPIED, what, fix="name a folder that is not there yet")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} is not a folder that enginefarm wrote")
-    others = (
-        sorted(path.name for path in folder.iterdir() if path.name not in {*FILES, TRUST}) if folder.is_dir() else []
-    )
+    others = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.is_dir() else []
     if others:
         why = f"not ours: {', '.join(others[:5])}"
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} holds other files", why=why)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in {*FILES, TRUST} and path.is_file() and not path.is_symlink()
 
 
 def _swap(temp: Path, folder: Path) -> None:

@@ -64,7 +64,8 @@ def mirror(
     listen(StepStarted(subject=source.model, step="mirror", expected_s=None))
     try:
         place = hashlib.sha256(f"{source.name}\n{destination.name}".encode()).hexdigest()[:16]
-        with durable.writing(str(home.pulls)), named_lock(home, f"mirror-{place}", cancel):
+        clear = durable.unobstructed(str(home.pulls))
+        with clear, durable.writing(str(home.pulls)), named_lock(home, f"mirror-{place}", cancel):
             work = home.pulls / f"mirror-{place}"
             work.mkdir(parents=True, exist_ok=True)
             copied = _Copy(source=source, destination=destination, work=work, cancel=cancel).run(accept_older)

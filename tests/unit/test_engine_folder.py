@@ -178,6 +178,32 @@ def test_folders_with_odd_names(tmp_path: Path, name: str) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["sub"]
 
 
+@pytest.mark.parametrize("title", ["model.plan", "trust.json"])
+def test_folders_and_links_under_our_names_are_not_ours(tmp_path: Path, title: str) -> None:
+    (tmp_path / "out" / title).mkdir(parents=True)
+    (tmp_path / "out" / title / "work").touch()
+    assert refusal(lambda: copy(tmp_path / "out", "new")).reason is Reason.PATH_OCCUPIED
+    assert (tmp_path / "out" / title / "work").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / title).symlink_to(tmp_path / "out" / title / "work")
+    assert refusal(lambda: copy(tmp_path / "other", "new")).reason is Reason.PATH_OCCUPIED
+
+
+def test_links_that_lead_nowhere_are_replaced(home: Home) -> None:
+    home.engines.mkdir(parents=True)
+    for target in ("tiny", "nowhere", "/"):
+        (home.engines / "tiny").unlink(missing_ok=True)
+        (home.engines / "tiny").symlink_to(target)
+        assert words(place(home, "one")) == {"one"}
+
+
+@pytest.mark.parametrize("name", ["", ".versions", ".versions/tiny"])
+def test_files_where_folders_should_be(home: Home, name: str) -> None:
+    (home.engines / name).parent.mkdir(parents=True)
+    (home.engines / name).touch()
+    assert refusal(lambda: place(home, "one")).reason is Reason.PATH_OCCUPIED
+
+
 def test_a_mount_point_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy(tmp_path / "out", "old")
 
