@@ -31,6 +31,7 @@ TYPES = {
 """Files that an artifact may have, to their media types. The manifest is its config."""
 
 PREFIX = "org.enginefarm."
+LAST_SERIAL = 10**18 - 1
 MAX_BYTES = 8 << 30
 _REQUIRED = frozenset({MODEL_PLAN, "key.json", "proof.json", LAYERS})
 # what is read into memory
@@ -145,6 +146,10 @@ def parse_artifact(content: bytes, where: str, max_bytes: int = MAX_BYTES) -> Ar
     descriptor = oci.descriptor(oci.MANIFEST_TYPE, oci.digest_of(content), len(content))
     artifact = Artifact(descriptor=descriptor | {"artifactType": ENGINE_TYPE}, config=config, layers=layers)
     _check_size("the artifact", artifact.size, max_bytes, where)
+    if len({(one["digest"], one["size"]) for one in artifact.files.values()}) != len(
+        {one["digest"] for one in artifact.files.values()}
+    ):
+        raise _invalid(where, "it gives one content two sizes")
     return artifact
 
 

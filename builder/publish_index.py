@@ -94,7 +94,12 @@ class ModelIndexFile:
                 if self._sign is not None:
                     self._sign(content)
                 return index
-            made = artifact.make_index(self._model, list(merged.values()), 1 + (index.serial if index else 0))
+            serial = 1 + (index.serial if index else 0)
+            if serial > artifact.LAST_SERIAL:
+                what = f"the index {self.where} has the last serial that there is"
+                fix = "push under another --tag, or to another place"
+                raise EnginefarmError(Reason.ARTIFACT_INVALID, what, why="somebody wrote it to block the tag", fix=fix)
+            made = artifact.make_index(self._model, list(merged.values()), serial)
             self._sign_before(made)
             self._registry.put_manifest(self._tag, made, oci.INDEX_TYPE)
             # apart from others who do the same
