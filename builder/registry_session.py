@@ -7,6 +7,7 @@ import io
 import ipaddress
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ import requests
 import urllib3
 from docker.auth import INDEX_NAME
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from builder.errors import EnginefarmError, Reason
+from builder.hang_up import note_line, watched
 from builder.registry_auth import Login, authorise, read_login
 from builder.registry_retry import PASSING, PassingError, Patience, as_passing, retry_after, shown
 
@@ -34,6 +38,9 @@ _WAIT_S = (10.0, 60.0)
 _COMMIT_S = (10.0, 600.0)
 _KNOCK_ATTEMPTS = 3
 _TEXT_BYTES = 600
+_PART = 64 << 10
+SLOW_S = 60.0
+"""Within this a small part of an answer has to come: what comes more slowly does not end in anybody's lifetime."""
 _TOKEN_BYTES = 1 << 20
 
 
@@ -233,12 +240,46 @@ class _WrongSchemeError(Exception):
     """Perhaps the other scheme does. Holds what to raise where neither does."""
 
 
+class _Line(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        note_line(self.sock)
+
+
+class _SecureLine(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        note_line(self.sock)
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Line
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureLine
+
+
+_POOLS = {"http": _Pool, "https": _SecurePool}
+
+
 class _Door(HTTPAdapter):
     """Refuses to talk plainly to other machines, wherever the registry sends us, and waits for nobody for ever."""
 
     def __init__(self, *, plain_http: bool) -> None:
         super().__init__()
         self._plain_http = plain_http
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """Open connections that a stopped run can hang up."""
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
+        """Open connections through a proxy likewise."""
+        manager: Any = super().proxy_manager_for(*arguments, **options)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
         """Send it, or not."""
@@ -299,14 +340,23 @@ def read_some(response: requests.Response, count: int) -> bytes:
         PassingError: the connection broke.
 
     """
-    content = b""
+    content = bytearray()
     try:
-        # a connection that was closed too early shows at the next reading only
-        while len(content) < count and (part := response.raw.read(count - len(content), decode_content=False)):
-            content += part
+        with watched(line_of(response), lambda: len(content), SLOW_S):
+            # a connection that was closed too early shows at the next reading only
+            while part := response.raw.read(min(_PART, count - len(content)), decode_content=False):
+                content += part
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise as_passing(error, response.url) from error
-    return content
+    return bytes(content)
+
+
+def line_of(response: requests.Response) -> socket.socket | None:
+    """Find the connection that an answer comes on; null where it does not come on one."""
+    line: object = getattr(response.raw, "_fp", None)
+    for name in ("fp", "raw", "_sock"):
+        line = getattr(line, name, None)
+    return line if isinstance(line, socket.socket) else None
 
 
 class Reader:

@@ -15,8 +15,9 @@ import requests
 from builder import durable
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, StepAdvanced
+from builder.hang_up import watched
 from builder.registry_retry import PassingError, Patience, number
-from builder.registry_session import Answer, Reader, Session, follow
+from builder.registry_session import SLOW_S, Answer, Reader, Session, follow, line_of
 
 # fits the processor's cache: larger ones are slower
 _CHUNK = 256 << 10
@@ -136,16 +137,19 @@ class _Download:
             length = number(response.headers.get("Content-Length"))
             if length is not None and length > self._size - self._have:
                 raise self._too_large(f"{length} more bytes would come after {self._have}")
-            reader, buffer = Reader(response), memoryview(bytearray(_CHUNK))
-            while self._have < self._size:
-                self._stopped()
-                count = reader.readinto(buffer[: self._size - self._have])
-                if not count:
-                    raise PassingError(f"{self._have} of {self._size} bytes came")
-                _write(out, buffer[:count])
-                self._count(buffer[:count])
-            if reader.readinto(buffer[:1]):
-                raise self._too_large(f"more than {self._size} bytes came")
+            with watched(line_of(response), lambda: self._have, SLOW_S):
+                self._receive(out, Reader(response), memoryview(bytearray(_CHUNK)))
+
+    def _receive(self, out: IO[bytes], reader: Reader, buffer: memoryview) -> None:
+        while self._have < self._size:
+            self._stopped()
+            count = reader.readinto(buffer[: self._size - self._have])
+            if not count:
+                raise PassingError(f"{self._have} of {self._size} bytes came")
+            _write(out, buffer[:count])
+            self._count(buffer[:count])
+        if reader.readinto(buffer[:1]):
+            raise self._too_large(f"more than {self._size} bytes came")
 
     def _too_large(self, why: str) -> EnginefarmError:
         what = f"{self._session.host} sends more than the {self._size} bytes it spoke of"
