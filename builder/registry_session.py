@@ -232,7 +232,7 @@ class Session:
             session.auth = lambda request: request
             session.headers.update({"User-Agent": "enginefarm", "Accept-Encoding": "identity"})
             for scheme in ("http://", "https://"):
-                session.mount(scheme, _Door(plain_http=self._plain_http))
+                session.mount(scheme, _Door(plain_http=self._plain_http, here=self._loopback))
         return registry
 
 
@@ -264,11 +264,15 @@ _POOLS = {"http": _Pool, "https": _SecurePool}
 
 
 class _Door(HTTPAdapter):
-    """Refuses to talk plainly to other machines, wherever the registry sends us, and waits for nobody for ever."""
+    """Refuses to talk plainly to other machines, wherever the registry sends us, and waits for nobody for ever.
 
-    def __init__(self, *, plain_http: bool) -> None:
+    `here`: the registry is on this machine. No other has a say in what is asked of services here that talk plainly.
+    """
+
+    def __init__(self, *, plain_http: bool, here: bool) -> None:
         super().__init__()
         self._plain_http = plain_http
+        self._here = here
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
         """Open connections that a stopped run can hang up."""
@@ -284,7 +288,8 @@ class _Door(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
         """Send it, or not."""
         url = urlsplit(str(request.url))
-        if url.scheme == "http" and not self._plain_http and not is_loopback(url.netloc):
+        is_here = self._here and is_loopback(url.netloc)
+        if url.scheme == "http" and not self._plain_http and not is_here:
             what = f"{shown(str(request.url))} is plain HTTP: everybody on the way could read and change it"
             raise EnginefarmError(Reason.REGISTRY_REFUSED, what, fix="--plain-http allows it")
         options["timeout"] = options.get("timeout") or _WAIT_S

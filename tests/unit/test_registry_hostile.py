@@ -135,3 +135,10 @@ def test_a_token_server_that_is_nowhere(far: Registry, fake: FakeRegistry) -> No
     fake.fail("GET /token", Said(status=307, headers={"Location": "http://[::1"}))
     fake.rules.append(ask_token)
     assert refusal(lambda: far.manifest("latest", ACCEPT)).reason is Reason.REGISTRY_UNREACHABLE
+
+
+@pytest.mark.parametrize("there", ["http://localhost:9/x", "http://127.0.0.1/x", "http://[::1]:80/x"])
+def test_a_registry_elsewhere_asks_nothing_of_services_here(far: Registry, fake: FakeRegistry, there: str) -> None:
+    fake.fail("GET .*/manifests/", Said(status=307, headers={"Location": there}))
+    assert refusal(lambda: far.manifest("latest", ACCEPT)).reason is Reason.REGISTRY_REFUSED
+    assert {one.host for one in fake.asked} == {FAR}
