@@ -32,13 +32,16 @@ TYPES = {
 """Files that an artifact may have, to their media types. The manifest is its config."""
 
 PREFIX = "org.enginefarm."
+LAST_SERIAL = 10**18 - 1
 MAX_BYTES = 8 << 30
 _REQUIRED = frozenset({MODEL_PLAN, "key.json", "proof.json", LAYERS})
 # what is read into memory
 _DOCUMENT_BYTES = 4 << 20
 _CACHE_BYTES = 1 << 30
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_OURS = re.compile(r"application/vnd\.enginefarm\.[a-z-]+\.v(?P<version>[0-9]+)")
+# ASCII digits, and few: int() refuses more than some thousand of them
+_OURS = re.compile(r"application/vnd\.enginefarm\.[a-z-]+\.v(?P<version>[0-9]{1,9})(?![0-9])")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _ENTRY_KEYS = ("key", "job", "stack", "tensorrt", "cuda", "precision", "sms", "engine", "engine-size")
 
 
@@ -144,6 +147,10 @@ def parse_artifact(content: bytes, where: str, max_bytes: int = MAX_BYTES) -> Ar
     descriptor = oci.descriptor(oci.MANIFEST_TYPE, oci.digest_of(content), len(content))
     artifact = Artifact(descriptor=descriptor | {"artifactType": ENGINE_TYPE}, config=config, layers=layers)
     _check_size("the artifact", artifact.size, max_bytes, where)
+    if len({(one["digest"], one["size"]) for one in artifact.files.values()}) != len(
+        {one["digest"] for one in artifact.files.values()}
+    ):
+        raise _invalid(where, "it gives one content two sizes")
     return artifact
 
 
@@ -254,7 +261,7 @@ def parse_index(content: bytes, where: str, model: str | None = None) -> ModelIn
     document = _document(content, where)
     annotations = _annotations(document, where)
     schema = annotations.get(f"{PREFIX}schema", "")
-    if schema.isdigit() and int(schema) > SCHEMA:
+    if _NUMBER.fullmatch(schema) and int(schema) > SCHEMA:
         raise _too_new(where, f"the index has schema {schema}, this version reads {SCHEMA}")
     _check_type(document, oci.INDEX_TYPE, MODEL_TYPE, where)
     serial, found = annotations.get(f"{PREFIX}serial", ""), annotations.get(f"{PREFIX}model", "")

@@ -36,6 +36,21 @@ def writing(what: str, needed: int | None = None) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def unobstructed(what: str) -> Iterator[None]:
+    """Turn files where folders should be, and folders where files should be, into an error that says so.
+
+    Raises:
+        EnginefarmError: PATH_OCCUPIED.
+
+    """
+    try:
+        yield
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        what = f"something else lies where {what} should"
+        raise EnginefarmError(Reason.PATH_OCCUPIED, what, why=str(error), fix="move it away") from error
+
+
 def write_atomically(path: Path, content: bytes, temp_folder: Path) -> None:
     """Replace a file's content; a reader sees the old or the new one. `temp_folder`: same filesystem."""
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}-", dir=temp_folder)

@@ -42,12 +42,13 @@ def place_engine(
 
     """
     link, versions = home.engines / model, home.engines / _VERSIONS / model
-    with durable.writing(str(link)), named_lock(home, f"engines-{model}", cancel):
+    clear = durable.unobstructed(str(link))
+    with clear, durable.writing(str(link)), named_lock(home, f"engines-{model}", cancel):
         if link.exists() and not link.is_symlink():
             what = f"{link} is a folder that enginefarm did not make"
             raise EnginefarmError(Reason.PATH_OCCUPIED, what, fix="move it away")
         versions.mkdir(parents=True, exist_ok=True)
-        before = link.resolve().name if link.is_symlink() else None
+        before = link.readlink().name if link.is_symlink() else None
         folder = Path(tempfile.mkdtemp(prefix="v", dir=versions))
         _fill(folder, files, trust)
         durable.sync_folder(versions)
@@ -72,6 +73,8 @@ def copy_engine(folder: Path, files: Mapping[str, Path], trust: Mapping[str, Any
     """
     try:
         with durable.writing(str(folder)):
+            # by its own name, which `.` and `..` are not
+            folder = folder.absolute() if folder.name not in {"", ".."} else folder.resolve()
             _refuse_foreign(folder)
             folder.parent.mkdir(parents=True, exist_ok=True)
             temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -83,6 +86,10 @@ def copy_engine(folder: Path, files: Mapping[str, Path], trust: Mapping[str, Any
             durable.sync_folder(folder.parent)
     except (FileExistsError, NotADirectoryError) as error:
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder.parent} is no folder", why=str(error)) from error
+    except OSError as error:
+        # a mount point, a name too long, a folder that somebody removes meanwhile
+        what, fix = f"{folder} cannot be put in place as a whole", "name a folder that is not there yet"
+        raise EnginefarmError(Reason.PATH_OCCUPIED, what, why=str(error), fix=fix) from error
     except EnginefarmError as error:
         if error.reason is Reason.STORE_READ_ONLY:
             error.fix = "name a folder that you may write to"
@@ -108,13 +115,19 @@ def _take(source: Path, target: Path, *, share: bool) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
+    if folder == Path.cwd():
+        what = f"{folder} is the folder that you are in: it would be gone"
+        raise EnginefarmError(Reason.PATH_OCCUPIED, what, fix="name a folder that is not there yet")
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} is not a folder that enginefarm wrote")
-    ours = {*FILES, *WEIGHTS, TRUST}
-    others = sorted(path.name for path in folder.iterdir() if path.name not in ours) if folder.is_dir() else []
+    others = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.is_dir() else []
     if others:
         why = f"not ours: {', '.join(others[:5])}"
         raise EnginefarmError(Reason.PATH_OCCUPIED, f"{folder} holds other files", why=why)
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in {*FILES, *WEIGHTS, TRUST} and path.is_file() and not path.is_symlink()
 
 
 def _swap(temp: Path, folder: Path) -> None:
@@ -123,5 +136,9 @@ def _swap(temp: Path, folder: Path) -> None:
         return
     older = temp.with_name(f"{temp.name}.older")
     folder.rename(older)
-    temp.rename(folder)
+    try:
+        temp.rename(folder)
+    except OSError:
+        older.rename(folder)
+        raise
     shutil.rmtree(older, ignore_errors=True)

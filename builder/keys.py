@@ -82,7 +82,7 @@ def generate_key(home: Home, name: str, now: datetime, not_after: datetime | Non
             STORE_READ_ONLY, DISK_FULL.
 
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or name == _LIST:
         fix = "small letters, digits and ._- are taken, at most 64"
         raise EnginefarmError(Reason.NAME_UNKNOWN, f"{name!r} is no name of a key", fix=fix)
     with _locked(home):
@@ -158,7 +158,7 @@ def revoke_key(home: Home, key_id: str, why: str, now: datetime) -> Path:
         text = path.read_text(encoding="utf-8") if path.exists() else _LIST_HEAD
         if f'key = "{key_id}"' not in text:
             # JSON's strings are TOML's basic strings, but for one character that JSON leaves as it is
-            said = json.dumps(why, ensure_ascii=False).replace("\x7f", "\\u007f")
+            said = json.dumps(why or "no reason was given", ensure_ascii=False).replace("\x7f", "\\u007f")
             text += f'\n[[revoked]]\nkey = "{key_id}"\nwhy = {said}\nat = {now:%Y-%m-%dT%H:%M:%SZ}\n'
             durable.write_atomically(path, text.encode(errors="replace"), path.parent)
     return path

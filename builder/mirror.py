@@ -9,13 +9,13 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builder import durable, oci
-from builder.artifact import parse_index
+from builder import durable, host, oci
+from builder.artifact import MAX_BYTES, parse_index
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, StepFinished, StepStarted
 from builder.locks import named_lock
@@ -51,8 +51,11 @@ def mirror(
     listen: Listener,
     *,
     accept_older: bool = False,
+    max_bytes: int = MAX_BYTES,
 ) -> Mirrored:
     """Copy a model's index under its tag; the tag moves last. Doing it again copies what has changed.
+
+    The files of an engine, or of one thing attached to it, may have `max_bytes` together.
 
     Raises:
         EnginefarmError: ARTIFACT_MISSING, ARTIFACT_INVALID, ARTIFACT_TOO_NEW, IDENTITY_MISMATCH where the names of the
@@ -64,10 +67,12 @@ def mirror(
     listen(StepStarted(subject=source.model, step="mirror", expected_s=None))
     try:
         place = hashlib.sha256(f"{source.name}\n{destination.name}".encode()).hexdigest()[:16]
-        with durable.writing(str(home.pulls)), named_lock(home, f"mirror-{place}", cancel):
+        clear = durable.unobstructed(str(home.pulls))
+        with clear, durable.writing(str(home.pulls)), named_lock(home, f"mirror-{place}", cancel):
             work = home.pulls / f"mirror-{place}"
             work.mkdir(parents=True, exist_ok=True)
-            copied = _Copy(source=source, destination=destination, work=work, cancel=cancel).run(accept_older)
+            copy = _Copy(source=source, destination=destination, work=work, cancel=cancel, max_bytes=max_bytes)
+            copied = copy.run(accept_older)
             work.rmdir()
         ok = True
         return copied
@@ -83,6 +88,7 @@ class _Copy:
     destination: Located
     work: Path
     cancel: threading.Event
+    max_bytes: int
     done: set[str] = field(default_factory=set)
     moved: set[str] = field(default_factory=set)
     documents: int = 0
@@ -140,6 +146,7 @@ class _Copy:
         # whoever has a manifest has its blobs: they come first
         if self.destination.place.manifest(digest, _ACCEPT) is None:
             blobs, children = _mentioned(read[0], f"{self.source.name}@{digest}")
+            self._require_room(blobs, f"{self.source.name}@{digest}")
             for child in children:
                 self._document(child, depth + 1)
             # engines without weights share theirs
@@ -151,6 +158,15 @@ class _Copy:
             self._put(digest, read[0], read[1])
             self.documents += 1
         self._referrers(digest, depth)
+
+    def _require_room(self, blobs: Mapping[str, oci.Document], where: str) -> None:
+        total = sum(one["size"] for one in blobs.values())
+        if total > self.max_bytes:
+            why = f"its files have {total} bytes together, {self.max_bytes} are allowed"
+            raise EnginefarmError(Reason.SIZE_REFUSED, "what is to be copied is too large", where=where, why=why)
+        if host.free_disk_bytes(self.work) < total:
+            what = f"the disk has no room for {total} bytes"
+            raise EnginefarmError(Reason.DISK_FULL, what, where=str(self.work))
 
     def _referrers(self, digest: str, depth: int) -> None:
         listed = [one for one in self.source.place.referrers(digest) if _is_listed(one)]

@@ -70,6 +70,8 @@ class ModelFolder:
             raise EnginefarmError(Reason.ARTIFACT_MISSING, f"{self.root} does not hold {digest}")
         if (there := source.stat().st_size) > size:
             raise EnginefarmError(Reason.SIZE_REFUSED, f"{digest} has {there} bytes, not {size}", where=str(source))
+        if there < size:
+            raise self._corrupt(f"{digest} has {there} bytes, not {size}")
         try:
             with durable.writing(str(destination), size):
                 actual = _copy(source, part, size)

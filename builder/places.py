@@ -125,7 +125,13 @@ def _folder(text: str) -> Located:
     path, at, digest = text.removeprefix(FOLDER).partition("@")
     parent, slash, last = path.rpartition("/")
     model, colon, tag = last.partition(":")
-    problem = None
+    problem, root = None, Path(f"{parent}{slash}{model}")
+    try:
+        root = root.expanduser().absolute()
+        root.exists()
+    except (OSError, RuntimeError) as error:
+        # longer than any name, or in the home of nobody
+        problem = str(error)
     if not _MODEL.fullmatch(model):
         problem = f"{model!r} is no model's name: lower case, digits, and . _ - between them"
     elif colon and not is_tag(tag):
@@ -136,7 +142,6 @@ def _folder(text: str) -> Located:
         what = f"{text!r} names nothing in a folder"
         fix = "write oci:FOLDER/MODEL:TAG, with the model's name as the last folder"
         raise EnginefarmError(Reason.REFERENCE_INVALID, what, why=problem, fix=fix)
-    root = Path(f"{parent}{slash}{model}").expanduser().absolute()
     return Located(
         place=ModelFolder(root),
         model=model,

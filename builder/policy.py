@@ -47,7 +47,11 @@ def _moment(value: object, end: time) -> datetime:
         if value.tzinfo is None:
             msg = f"{value.isoformat()} lacks its time zone: write {value.isoformat()}Z for UTC"
             raise ValueError(msg)
-        return value.astimezone(timezone.utc)
+        try:
+            return value.astimezone(timezone.utc)
+        except OverflowError:
+            msg = f"{value.isoformat()} lies beyond the calendar in UTC"
+            raise ValueError(msg) from None
     if isinstance(value, date):
         return datetime.combine(value, end, timezone.utc)
     msg = "must be a date without quotes, such as 2027-01-31"
@@ -172,6 +176,9 @@ class _File:
             what, _, place = str(error).partition(" (at ")
             digits = re.findall(r"[0-9]+", place) or [str(len(self._text.splitlines())), "1"]
             raise _invalid(f"not TOML: {what}", f"{self._path}:{digits[0]}:{digits[-1]}") from error
+        except (ValueError, RecursionError) as error:
+            # numbers too long and lists too deep for the reader, which does not say where
+            raise _invalid(f"cannot be read as TOML: {error}", f"{self._path}:1:1") from error
         try:
             return model.model_validate(content)
         except ValidationError as error:
@@ -247,19 +254,26 @@ class _File:
         if path is None:
             return None
         try:
+            _refuse_writable(path)
             return path.read_bytes()
+        except EnginefarmError as error:
+            self._complain(place, f"{path}: {error.why}", error.fix)
         except OSError as error:
             self._complain(place, f"{path} cannot be read: {error.strerror}")
-            return None
+        return None
 
     def _beside(self, name: str | None, place: tuple[Step, ...]) -> Path | None:
         if name is None:
             return None
-        path = self._path.parent / Path(name).expanduser()
-        if not path.is_file():
+        try:
+            path = self._path.parent / Path(name).expanduser()
+            if path.is_file():
+                return path
             self._complain(place, f"there is no file {path}")
-            return None
-        return path
+        except (OSError, RuntimeError) as error:
+            # longer than any name, or in the home of nobody
+            self._complain(place, f"there is no such file: {error}")
+        return None
 
     def _translate(self, item: ErrorDetails, model: type[BaseModel]) -> EnginefarmError:
         place, kind = item["loc"], item["type"]
@@ -271,8 +285,8 @@ class _File:
             return self._error(place, f"unknown key {name!r}", suggestion(name, _fields(model, place), "known keys"))
         return self._error(place, f"{shown}: {item['msg'].removeprefix('Value error, ')}", None)
 
-    def _complain(self, place: Sequence[Step], what: str) -> None:
-        self._errors.append(self._error(place, what, None))
+    def _complain(self, place: Sequence[Step], what: str, fix: str | None = None) -> None:
+        self._errors.append(self._error(place, what, fix))
 
     def _error(self, place: Sequence[Step], what: str, fix: str | None) -> EnginefarmError:
         line, column = locate(self._text, place)
@@ -288,12 +302,7 @@ class _File:
 
 def _read(path: Path) -> str:
     try:
-        status = path.stat()
-        if status.st_mode & stat.S_IWOTH:
-            why = f"everybody may write to it (mode {stat.S_IMODE(status.st_mode):o})"
-            raise EnginefarmError(
-                Reason.POLICY_INVALID, "this file decides nothing", where=str(path), why=why, fix=f"chmod o-w {path}"
-            )
+        status = _refuse_writable(path)
         if status.st_size > _LARGEST:
             raise _invalid("a policy is at most 1 MiB long", str(path))
         return path.read_bytes().decode()
@@ -301,6 +310,14 @@ def _read(path: Path) -> str:
         raise _invalid(f"the file cannot be read: {error.strerror}", str(path)) from error
     except UnicodeDecodeError as error:
         raise _invalid(f"byte {error.start} is not UTF-8", str(path), "save the file as UTF-8") from error
+
+
+def _refuse_writable(path: Path) -> os.stat_result:
+    status = path.stat()
+    if status.st_mode & stat.S_IWOTH:
+        why, fix = f"everybody may write to it (mode {stat.S_IMODE(status.st_mode):o})", f"chmod o-w {path}"
+        raise EnginefarmError(Reason.POLICY_INVALID, "this file decides nothing", where=str(path), why=why, fix=fix)
+    return status
 
 
 def _invalid(what: str, where: str, fix: str | None = None) -> EnginefarmError:

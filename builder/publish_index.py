@@ -56,7 +56,7 @@ class ModelIndexFile:
         self._tag = tag
         self._listen = listen
         self._sign = sign
-        self._markers = re.compile(rf"{re.escape(tag)}--.+-[0-9a-f]{{{_HASH_LENGTH}}}")
+        self._markers = re.compile(rf"{re.escape(tag)}--[a-zA-Z0-9._-]+-[0-9a-f]{{{_HASH_LENGTH}}}")
 
     def read(self) -> artifact.ModelIndex | None:
         """Read it; null where the tag is free.
@@ -94,7 +94,12 @@ class ModelIndexFile:
                 if self._sign is not None:
                     self._sign(content)
                 return index
-            made = artifact.make_index(self._model, list(merged.values()), 1 + (index.serial if index else 0))
+            serial = 1 + (index.serial if index else 0)
+            if serial > artifact.LAST_SERIAL:
+                what = f"the index {self.where} has the last serial that there is"
+                fix = "push under another --tag, or to another place"
+                raise EnginefarmError(Reason.ARTIFACT_INVALID, what, why="somebody wrote it to block the tag", fix=fix)
+            made = artifact.make_index(self._model, list(merged.values()), serial)
             self._sign_before(made)
             self._registry.put_manifest(self._tag, made, oci.INDEX_TYPE)
             # apart from others who do the same

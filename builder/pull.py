@@ -54,6 +54,8 @@ _TAKEN_UP = frozenset(
     }
 )
 _SPARE_BYTES = 16 << 20
+# beside files named by their digests, the folder where they have their own names
+_FILES = "files"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,10 +157,11 @@ class Puller:
         self.listen(StepStarted(subject=model, step="pull", expected_s=None))
         try:
             with (
+                durable.unobstructed(str(work)),
                 durable.writing(str(work)),
                 named_lock(self.home, f"pull-{name[:16]}", self.cancel, self._waits(model)),
             ):
-                work.mkdir(parents=True, exist_ok=True)
+                _make_plain(work)
                 try:
                     yield work
                     ok, keep = True, False
@@ -273,17 +276,36 @@ def _compare_sizes(artifact: Artifact, entry: oci.Document, where: str) -> None:
 def _take(known: dict[str, Path], described: oci.Document, work: Path) -> bool:
     """Say whether a file is there already: from an earlier attempt, or in the store."""
     blob = _blob(work, described)
-    if blob.is_file() and f"sha256:{durable.sha256_file(blob)}" == described["digest"]:
+    if _holds(blob, described):
         return True
     blob.unlink(missing_ok=True)
     source = known.get(described["digest"])
     if source is None or not source.is_file():
         return False
     _link(source, blob)
-    if f"sha256:{durable.sha256_file(blob)}" == described["digest"]:
+    if _holds(blob, described):
         return True
     blob.unlink()
     return False
+
+
+def _holds(blob: Path, described: oci.Document) -> bool:
+    # the size as well: no signature covers it, and the store goes by it
+    if not blob.is_file() or blob.stat().st_size != described["size"]:
+        return False
+    return f"sha256:{durable.sha256_file(blob)}" == str(described["digest"])
+
+
+def _make_plain(work: Path) -> None:
+    """Make a folder, or take from it what no pull left: whatever is written here must not go elsewhere."""
+    if work.is_symlink() or work.is_file():
+        work.unlink()
+    work.mkdir(parents=True, exist_ok=True)
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.is_symlink() or not path.is_file() or path.name == _FILES:
+            path.unlink()
 
 
 def _fetching(located: Located, described: oci.Document, work: Path) -> Callable[[], None]:
@@ -296,7 +318,7 @@ def _blob(work: Path, described: oci.Document) -> Path:
 
 def _gather(artifact: Artifact, work: Path) -> Path:
     """Give the files their names, in a folder that holds nothing else: that is what was signed."""
-    folder = work / "files"
+    folder = work / _FILES
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for title, described in artifact.files.items():

@@ -39,7 +39,7 @@ class PullMemory:
             EnginefarmError: INDEX_ROLLED_BACK, STORE_CORRUPT, STORE_READ_ONLY, DISK_FULL.
 
         """
-        with durable.writing(str(self._path)):
+        with durable.unobstructed(str(self._path)), durable.writing(str(self._path)):
             self._folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self._folder / ".serials.lock"):
                 known = self._read()
@@ -59,7 +59,7 @@ class PullMemory:
             known = document["schema"] == _SCHEMA
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self._unreadable(str(error) or repr(error)) from error
         if not known:
             raise self._unreadable("it has another schema")

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urljoin
 
 import requests
 
 from builder import oci
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener
-from builder.registry_session import Answer, Session
+from builder.registry_session import Answer, Session, follow
 from builder.registry_transfer import Meter, download, upload, upload_bytes
 
 T = TypeVar("T")
@@ -36,7 +35,8 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME_LENGTH = 255
 _ATTEMPTS = 5
 _PARALLEL = 4
-_SMALL = 64 << 10
+# of a list that comes in pages, bytes and pages
+_MOST_LISTED, _MOST_PAGES = 16 << 20, 2000
 _NOT_FOUND = (HTTPStatus.NOT_FOUND,)
 # repositories that were never written to, and registries that keep no such list
 _NO_LIST = (400, 404, 405, 501)
@@ -271,7 +271,7 @@ class Registry:
         try:
             (layer,) = json.loads(found[0])["layers"]
             wanted = oci.descriptor("", str(layer["digest"]), int(layer["size"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = f"{where} holds no single document"
             raise EnginefarmError(Reason.ARTIFACT_INVALID, what, why=repr(error)) from error
         return self.read(wanted)
@@ -300,7 +300,7 @@ class Registry:
 
     def tags(self) -> list[str]:
         """List the tags; none where the repository does not exist."""
-        return self._pages("tags/list?n=1000", "tags", _NO_LIST) or []
+        return [tag for tag in self._pages("tags/list?n=1000", "tags", _NO_LIST) or [] if isinstance(tag, str)]
 
     def together(self, tasks: Iterable[Callable[[], T]]) -> list[T]:
         """Run transfers at the same time and return their results in order; the first failure stops the others."""
@@ -334,7 +334,7 @@ class Registry:
             return True
         # it has begun an upload instead, which nobody needs
         if "Location" in answer.headers:
-            self._session.ask("DELETE", urljoin(answer.url, answer.headers["Location"]), allowed=_NO_LIST)
+            self._session.ask("DELETE", follow(answer.url, answer.headers["Location"]), allowed=_NO_LIST)
         return False
 
     def _put(self, reference: str, content: bytes, media_type: str) -> Answer:
@@ -350,30 +350,36 @@ class Registry:
         found = self._pages(f"referrers/{digest}", "manifests", _NO_LIST) if self._keeps_lists else None
         # a registry that keeps such lists has an empty one for what it does not know
         self._keeps_lists = found is not None
-        return found
+        return None if found is None else _described(found)
 
     def _tagged(self, digest: str) -> list[Any]:
         tag = digest.replace(":", "-")
         answer = self._ask("GET", f"manifests/{tag}", {"Accept": oci.INDEX_TYPE}, allowed=_NOT_FOUND)
-        return [] if answer.missing else self._list(answer, "manifests")
+        return [] if answer.missing else _described(self._list(answer, "manifests"))
 
     def _pages(self, path: str, name: str, none: tuple[int, ...]) -> list[Any] | None:
         found: list[Any] = []
-        place: str | None = self._path(path)
-        while place is not None:
+        place, left = self._path(path), _MOST_LISTED
+        for _ in range(_MOST_PAGES):
             answer = self._session.ask("GET", place, headers={"Accept": oci.INDEX_TYPE}, allowed=none)
             if answer.status in none:
                 return None
             found += self._list(answer, name)
             further = requests.utils.parse_header_links(answer.headers.get("Link", ""))
-            place = next((urljoin(answer.url, one["url"]) for one in further if one.get("rel") == "next"), None)
-        return found
+            onward = next((one["url"] for one in further if one.get("rel") == "next"), None)
+            if onward is None:
+                return found
+            place = follow(answer.url, onward)
+            if (left := left - len(answer.content)) < 0:
+                break
+        what = f"{self.registry}/{self.repository} has a list of {name} without end"
+        raise EnginefarmError(Reason.SIZE_REFUSED, what, fix="do not use this artifact")
 
     def _list(self, answer: Answer, name: str) -> list[Any]:
         try:
             # tags of a repository that has lost them all are null
             found = json.loads(answer.content)[name] or []
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             found = error
         if not isinstance(found, list):
             what = f"{answer.url.partition('?')[0]} has something else than a list of {name}"
@@ -387,3 +393,8 @@ class Registry:
 
     def _path(self, path: str) -> str:
         return f"{self.repository}/{path}"
+
+
+def _described(found: list[Any]) -> list[Any]:
+    """Leave out what describes nothing: whoever may write to a list must not spoil the rest of it."""
+    return [one for one in found if isinstance(one, dict) and isinstance(one.get("digest"), str)]

@@ -14,7 +14,7 @@ from docker.errors import DockerException
 from builder.errors import EnginefarmError, Reason
 from builder.registry_retry import as_passing
 
-_NO_TOKEN = (requests.exceptions.JSONDecodeError, AttributeError, KeyError, TypeError)
+_NO_TOKEN = (requests.exceptions.JSONDecodeError, AttributeError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,8 @@ def read_login(host: str, *, needed: bool) -> Login:
     """
     try:
         found = load_config().resolve_authconfig(host) or {}
-    except (DockerException, ValueError) as error:
+    except (DockerException, ValueError, AttributeError, TypeError) as error:
+        # the library takes its own file's form for granted
         what = f"Docker's log-in for {host} cannot be read"
         raise EnginefarmError(Reason.REGISTRY_REFUSED, what, why=str(error), fix=f"docker login {host}") from error
     # files and credential helpers spell them differently
@@ -63,19 +64,27 @@ def authorise(registry: Any, login: Login, refused: requests.Response) -> str:
     host = registry.hostname
     try:
         if login.identity is not None and challenge.lower().startswith("bearer"):
-            return f"Bearer {_exchange(registry.auth.session, login.identity, challenge)}"
+            return _sendable(f"Bearer {_exchange(registry.auth.session, login.identity, challenge)}")
         # the token that was given for reading does not do for writing, and the library keeps it
         registry.auth.token = None
         headers, _ = registry.auth.authenticate_request(refused, {})
-        return str(headers["Authorization"])
+        return _sendable(str(headers["Authorization"]))
     except _NO_TOKEN as error:
         # the library trusts what token servers say, and says nothing where they refuse
         what = f"{host} asks who you are, and did not take the answer"
         raise EnginefarmError(
             Reason.REGISTRY_REFUSED, what, why=challenge or repr(error), fix=f"docker login {host}"
         ) from error
-    except (requests.RequestException, OSError) as error:
+    except (requests.RequestException, OSError, ValueError) as error:
+        # a ValueError: the token server is nowhere
         raise as_passing(error, str(refused.url)) from error
+
+
+def _sendable(header: str) -> str:
+    if not header.isascii() or not header.isprintable():
+        msg = "the token server gave what is no token"
+        raise TypeError(msg)
+    return header
 
 
 def _exchange(session: Any, identity: str, challenge: str) -> str:

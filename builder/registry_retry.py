@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import http.client
+import re
 import threading
 import time
 
@@ -20,6 +21,8 @@ _PAUSE_S = 0.5
 # who is told to wait longer had better come back another time
 _LONGEST_PAUSE_S = 120.0
 _MANY = 64 << 10
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_SECRET = re.compile(r"\?[^\s)'\"]*|(?<=//)[^/\s@]*@")
 
 
 class PassingError(Exception):
@@ -65,7 +68,7 @@ class Patience:
 
 def as_passing(error: Exception, url: str) -> Exception:
     """Tell what may pass (refused, reset, timed out) from what does not (names, certificates, URLs)."""
-    why = str(error) or repr(error)
+    why = _SECRET.sub("", str(error) or repr(error))
     cause = getattr(error.args[0], "reason", None) if error.args else None
     lasting = (
         isinstance(error, requests.exceptions.SSLError | requests.exceptions.InvalidURL | FileNotFoundError)
@@ -92,15 +95,19 @@ def retry_after(text: str | None) -> float | None:
     """Read the header of that name: seconds to wait, null where it says nothing."""
     if text is None:
         return None
-    if text.strip().isdigit():
-        return float(text)
+    if (seconds := number(text.strip())) is not None:
+        return float(seconds)
     try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, moment.timestamp() - time.time())
+
+
+def number(text: str | None) -> int | None:
+    """Read a count that a header tells; null where it tells none. Other alphabets have digits as well."""
+    return int(text) if text is not None and _NUMBER.fullmatch(text) else None
 
 
 def shown(url: str) -> str:
-    """Shorten a URL for messages: what storage behind a registry takes for a password stands in the query."""
-    return url.partition("?")[0]
+    """Shorten a URL for messages: a password may stand before the host, and storage takes the query for one."""
+    return _SECRET.sub("", url)

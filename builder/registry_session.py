@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import io
 import ipaddress
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +20,11 @@ import requests
 import urllib3
 from docker.auth import INDEX_NAME
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from builder.errors import EnginefarmError, Reason
+from builder.hang_up import note_line, watched
 from builder.registry_auth import Login, authorise, read_login
 from builder.registry_retry import PASSING, PassingError, Patience, as_passing, retry_after, shown
 
@@ -33,6 +38,10 @@ _WAIT_S = (10.0, 60.0)
 _COMMIT_S = (10.0, 600.0)
 _KNOCK_ATTEMPTS = 3
 _TEXT_BYTES = 600
+_PART = 64 << 10
+SLOW_S = 60.0
+"""Within this a small part of an answer has to come: what comes more slowly does not end in anybody's lifetime."""
+_TOKEN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +142,9 @@ class Session:
     def _authorised(self, method: str, url: str, headers: Mapping[str, str], body: Body) -> requests.Response:
         token = self._authorisation(url)
         response = self._send(method, url, {**headers, **token}, body)
-        if response.status_code != HTTPStatus.UNAUTHORIZED or not self._is_own(url):
+        # nor is the log-in for those that it sends us to: they could name a token server of their own
+        asked_by_own = self._is_own(url) and self._is_own(response.url)
+        if response.status_code != HTTPStatus.UNAUTHORIZED or not asked_by_own:
             return response
         with response:
             _text(response)
@@ -157,7 +168,8 @@ class Session:
             response: requests.Response = self._registry.session.request(
                 method, url, headers=headers, data=body, stream=True, timeout=wait, verify=_verify()
             )
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # a ValueError: sent to where there is no place
             raise as_passing(error, url) from error
         return response
 
@@ -195,7 +207,7 @@ class Session:
         try:
             with session.get(url, timeout=_WAIT_S, verify=_verify(), stream=True) as response:
                 status, challenge = response.status_code, str(response.headers.get("Www-Authenticate", ""))
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, OSError, ValueError) as error:
             raise _WrongSchemeError(as_passing(error, url)) from error
         finally:
             session.close()
@@ -212,7 +224,7 @@ class Session:
         registry = oras.provider.Registry(self._at, insecure=prefix == "http", tls_verify=_verify(), auth_backend=kind)
         # of its own, so that a token server that is busy can be told from one that refuses
         registry.auth.session = requests.Session()
-        registry.auth.session.hooks["response"].append(_refuse_passing)
+        registry.auth.session.hooks["response"] += [_refuse_passing, _limit]
         for session in (registry.session, registry.auth.session):
             # a proxy is for the world outside
             session.trust_env = not self._loopback
@@ -220,7 +232,7 @@ class Session:
             session.auth = lambda request: request
             session.headers.update({"User-Agent": "enginefarm", "Accept-Encoding": "identity"})
             for scheme in ("http://", "https://"):
-                session.mount(scheme, _Door(plain_http=self._plain_http))
+                session.mount(scheme, _Door(plain_http=self._plain_http, here=self._loopback))
         return registry
 
 
@@ -228,17 +240,56 @@ class _WrongSchemeError(Exception):
     """Perhaps the other scheme does. Holds what to raise where neither does."""
 
 
-class _Door(HTTPAdapter):
-    """Refuses to talk plainly to other machines, wherever the registry sends us, and waits for nobody for ever."""
+class _Line(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        note_line(self.sock)
 
-    def __init__(self, *, plain_http: bool) -> None:
+
+class _SecureLine(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        note_line(self.sock)
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Line
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _SecureLine
+
+
+_POOLS = {"http": _Pool, "https": _SecurePool}
+
+
+class _Door(HTTPAdapter):
+    """Refuses to talk plainly to other machines, wherever the registry sends us, and waits for nobody for ever.
+
+    `here`: the registry is on this machine. No other has a say in what is asked of services here that talk plainly.
+    """
+
+    def __init__(self, *, plain_http: bool, here: bool) -> None:
         super().__init__()
         self._plain_http = plain_http
+        self._here = here
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """Open connections that a stopped run can hang up."""
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
+        """Open connections through a proxy likewise."""
+        manager: Any = super().proxy_manager_for(*arguments, **options)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
 
     def send(self, request: requests.PreparedRequest, *arguments: Any, **options: Any) -> requests.Response:
         """Send it, or not."""
         url = urlsplit(str(request.url))
-        if url.scheme == "http" and not self._plain_http and not is_loopback(url.netloc):
+        is_here = self._here and is_loopback(url.netloc)
+        if url.scheme == "http" and not self._plain_http and not is_here:
             what = f"{shown(str(request.url))} is plain HTTP: everybody on the way could read and change it"
             raise EnginefarmError(Reason.REGISTRY_REFUSED, what, fix="--plain-http allows it")
         options["timeout"] = options.get("timeout") or _WAIT_S
@@ -249,6 +300,33 @@ def _refuse_passing(response: requests.Response, **_: Any) -> None:
     if response.status_code in PASSING:
         why = f"{shown(response.url)}: {response.status_code} {response.reason}"
         raise PassingError(why, retry_after(response.headers.get("Retry-After")))
+
+
+def _limit(response: requests.Response, **_: Any) -> None:
+    """Read what a token server says, and no more than a token can be: the library would read all of it."""
+    content = read_some(response, _TOKEN_BYTES + 1)
+    response.close()
+    if len(content) > _TOKEN_BYTES:
+        what = f"{shown(response.url)} is larger than {_TOKEN_BYTES} bytes"
+        raise EnginefarmError(Reason.SIZE_REFUSED, what, why="it was asked for a token", fix="ask who runs it")
+    response.raw = io.BytesIO(content)
+    response.headers.pop("Content-Encoding", None)
+
+
+def follow(url: str, place: str | None) -> str:
+    """Find where an answer sends us: a whole URL, or a place relative to `url`, which gave the answer.
+
+    Raises:
+        EnginefarmError: REGISTRY_REFUSED where that is no place.
+
+    """
+    try:
+        if place is not None:
+            return urljoin(url, place)
+        why = "it does not say where to go on"
+    except ValueError as error:
+        why = str(error)
+    raise EnginefarmError(Reason.REGISTRY_REFUSED, f"{shown(url)} leads nowhere", why=why, fix=None)
 
 
 def is_loopback(host: str) -> bool:
@@ -267,14 +345,23 @@ def read_some(response: requests.Response, count: int) -> bytes:
         PassingError: the connection broke.
 
     """
-    content = b""
+    content = bytearray()
     try:
-        # a connection that was closed too early shows at the next reading only
-        while len(content) < count and (part := response.raw.read(count - len(content), decode_content=False)):
-            content += part
+        with watched(line_of(response), lambda: len(content), SLOW_S):
+            # a connection that was closed too early shows at the next reading only
+            while part := response.raw.read(min(_PART, count - len(content)), decode_content=False):
+                content += part
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise as_passing(error, response.url) from error
-    return content
+    return bytes(content)
+
+
+def line_of(response: requests.Response) -> socket.socket | None:
+    """Find the connection that an answer comes on; null where it does not come on one."""
+    line: object = getattr(response.raw, "_fp", None)
+    for name in ("fp", "raw", "_sock"):
+        line = getattr(line, name, None)
+    return line if isinstance(line, socket.socket) else None
 
 
 class Reader:

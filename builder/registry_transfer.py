@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 
 from builder import durable
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, StepAdvanced
-from builder.registry_retry import PassingError, Patience
-from builder.registry_session import Answer, Reader, Session
+from builder.hang_up import watched
+from builder.registry_retry import PassingError, Patience, number
+from builder.registry_session import SLOW_S, Answer, Reader, Session, follow, line_of
 
 # how often the system is told to begin writing to disk: a flush at the end of a large file then finds little left
 _BEHIND = 32 << 20
@@ -136,22 +137,25 @@ class _Download:
             if self._have and not range_.startswith(f"bytes {self._have}-"):
                 # it knows no ranges and sends all
                 self._start_over(out)
-            length = response.headers.get("Content-Length", "")
-            if length.isdigit() and int(length) > self._size - self._have:
-                raise self._too_large(f"{int(length)} more bytes would come after {self._have}")
-            reader, buffer = Reader(response), memoryview(bytearray(_CHUNK))
-            while self._have < self._size:
-                self._stopped()
-                count = reader.readinto(buffer[: self._size - self._have])
-                if not count:
-                    raise PassingError(f"{self._have} of {self._size} bytes came")
-                _write(out, buffer[:count])
-                self._count(buffer[:count])
-                if self._have - self._begun >= _BEHIND:
-                    os.posix_fadvise(out.fileno(), self._begun, self._have - self._begun, os.POSIX_FADV_DONTNEED)
-                    self._begun = self._have
-            if reader.readinto(buffer[:1]):
-                raise self._too_large(f"more than {self._size} bytes came")
+            length = number(response.headers.get("Content-Length"))
+            if length is not None and length > self._size - self._have:
+                raise self._too_large(f"{length} more bytes would come after {self._have}")
+            with watched(line_of(response), lambda: self._have, SLOW_S):
+                self._receive(out, Reader(response), memoryview(bytearray(_CHUNK)))
+
+    def _receive(self, out: IO[bytes], reader: Reader, buffer: memoryview) -> None:
+        while self._have < self._size:
+            self._stopped()
+            count = reader.readinto(buffer[: self._size - self._have])
+            if not count:
+                raise PassingError(f"{self._have} of {self._size} bytes came")
+            _write(out, buffer[:count])
+            self._count(buffer[:count])
+            if self._have - self._begun >= _BEHIND:
+                os.posix_fadvise(out.fileno(), self._begun, self._have - self._begun, os.POSIX_FADV_DONTNEED)
+                self._begun = self._have
+        if reader.readinto(buffer[:1]):
+            raise self._too_large(f"more than {self._size} bytes came")
 
     def _too_large(self, why: str) -> EnginefarmError:
         what = f"{self._session.host} sends more than the {self._size} bytes it spoke of"
@@ -220,7 +224,7 @@ class _Upload:
             resumed = {"Content-Range": f"{self._reached}-{self._size - 1}"} if self._reached else {}
             with self._session.open("PATCH", self._place, _OCTETS | resumed, self._body, _FORGOTTEN) as response:
                 _refuse_forgotten(response)
-                self._place = urljoin(response.url, response.headers.get("Location", self._place))
+                self._place = follow(response.url, response.headers.get("Location", self._place))
         _finish(self._session, self._place, self._digest)
 
     def _look(self) -> bool:
@@ -229,13 +233,13 @@ class _Upload:
         if not self._session.ask("HEAD", path, allowed=(HTTPStatus.NOT_FOUND,)).missing:
             return True
         answer = self._session.ask("GET", self._place, allowed=_FORGOTTEN)
-        range_ = answer.headers.get("Range", "").rpartition("-")[2]
-        if answer.status in _FORGOTTEN or not range_.isdigit():
+        last = number(answer.headers.get("Range", "").rpartition("-")[2])
+        if answer.status in _FORGOTTEN or last is None:
             self._begin()
         else:
-            self._place = urljoin(answer.url, answer.headers.get("Location", self._place))
+            self._place = follow(answer.url, answer.headers.get("Location", self._place))
             # "0-0" stands for nothing as well
-            self._reached = min(int(range_) + 1, self._size) if int(range_) else 0
+            self._reached = min(last + 1, self._size) if last else 0
         return False
 
 
@@ -289,4 +293,4 @@ def _refuse_forgotten(response: requests.Response) -> None:
 
 
 def _place(answer: Answer) -> str:
-    return urljoin(answer.url, answer.headers["Location"])
+    return follow(answer.url, answer.headers.get("Location"))

@@ -9,7 +9,7 @@ from builder.query import list_engines
 from builder.registry import Registry
 from builder.signatures import Signed, artifact_digests
 from builder.store import Entry
-from builder.titles import ENGINE
+from builder.titles import ENGINE, MANIFEST
 
 
 def sign_in_registry(registry: Registry, version: str, seal: Seal) -> list[Signed]:
@@ -19,7 +19,7 @@ def sign_in_registry(registry: Registry, version: str, seal: Seal) -> list[Signe
     where one engine is missing.
 
     Raises:
-        EnginefarmError: ARTIFACT_MISSING, ARTIFACT_INVALID; as the registry and the signer.
+        EnginefarmError: ARTIFACT_MISSING, ARTIFACT_INVALID, IDENTITY_MISMATCH; as the registry and the signer.
 
     """
     place = f"{registry.registry}/{registry.repository}"
@@ -29,6 +29,8 @@ def sign_in_registry(registry: Registry, version: str, seal: Seal) -> list[Signe
     index = artifact.parse_index(content, f"{place}:{version}")
     found = [_fetch(registry, str(entry["digest"])) for entry in index.entries]
     known = [(one, _known(registry, one, raw, seal)) for raw, one in found]
+    for told, (one, entry) in zip(index.entries, known, strict=True):
+        _require_true(told, one, entry, seal, f"{place}:{version}")
     signed = [_attach(registry, one, entry, seal) for one, entry in known]
     made = seal.index(content, index.model)
     if made is not None:
@@ -51,6 +53,18 @@ def _known(registry: Registry, descriptor: oci.Document, raw: bytes, seal: Seal)
     what = f"the store does not hold {place}"
     fix = "sign where the engine was built, or pull it and look at it first"
     raise EnginefarmError(Reason.ARTIFACT_MISSING, what, fix=fix)
+
+
+def _require_true(told: oci.Document, one: oci.Document, entry: Entry, seal: Seal, where: str) -> None:
+    """Refuse to vouch for a list that says something else of an engine than its manifest: it decides who gets which."""
+    manifest = artifact.parse_manifest(seal.store.read(entry, MANIFEST), entry.name)
+    true = artifact.engine_entry(manifest, one)
+    facts, listed = {**true["annotations"], **true["platform"]}, {**told["annotations"], **told["platform"]}
+    wrong = [f"{name}: {listed.get(name)!r}, not {facts[name]!r}" for name in facts if listed.get(name) != facts[name]]
+    if wrong:
+        what = f"the list says of {entry.name} what is not so"
+        fix = "push it anew; whoever wrote this list does not mean well, or has a fault"
+        raise EnginefarmError(Reason.IDENTITY_MISMATCH, what, where=where, why="\n".join(wrong), fix=fix)
 
 
 def _attach(registry: Registry, descriptor: oci.Document, entry: Entry, seal: Seal) -> Signed:

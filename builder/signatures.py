@@ -165,6 +165,10 @@ def _beside(folder: Path) -> list[str]:
 
 
 def _read_limited(path: Path) -> bytes:
+    if path.is_symlink() or not path.is_file():
+        # a pipe would be waited for
+        what = f"{path.name!r} is no plain file"
+        raise EnginefarmError(Reason.NAME_UNSAFE, what, where=str(path.parent), fix="take it out of the folder")
     # one byte more than is taken: the check then says that it is too long
     with path.open("rb") as stream:
         return stream.read(LARGEST_BUNDLE + 1)

@@ -72,7 +72,7 @@ class IndexFile:
             return Index()
         except NotADirectoryError as error:
             raise EnginefarmError(Reason.STORE_FOREIGN, f"{self._root} is no folder", why=str(error)) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise EnginefarmError(
                 Reason.STORE_CORRUPT,
                 "the store's index cannot be read",

@@ -329,7 +329,8 @@ def read_manifest(folder: Path) -> bytes:
     """Read a folder's manifest.json; empty where there is none that can be read."""
     path = folder / _MANIFEST
     try:
-        return b"" if path.is_symlink() or path.stat().st_size > _LARGEST_MANIFEST else path.read_bytes()
+        is_plain = path.is_file() and not path.is_symlink()
+        return path.read_bytes() if is_plain and path.stat().st_size <= _LARGEST_MANIFEST else b""
     except OSError:
         return b""
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from builder.errors import ExitCode
+from builder.hang_up import hang_up
 from builder.terminal import Terminal
 
 _SHOW_CURSOR = b"\x1b[?25h\n"
@@ -30,6 +31,7 @@ def stop_on_signals(cancel: threading.Event, stopping: Callable[[], None], termi
             os._exit(ExitCode.INTERRUPTED)
         cancel.set()
         stopping()
+        hang_up()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -6,22 +6,36 @@ import threading
 
 import click
 
+from builder.artifact import MAX_BYTES
 from builder.cli import options
+from builder.cli.gc import Bytes
 from builder.cli.interrupt import stop_on_signals
 from builder.console import open_console
 from builder.mirror import mirror
 from builder.places import Talk, locate
 from builder.project import find_home
 from builder.report.pulled import mirrored_json, mirrored_line, mirrored_remark
+from builder.report.units import size
 
 
 @click.command("mirror")
 @click.argument("source")
 @click.argument("destination")
 @click.option("--accept-older-index", is_flag=True, help="Replace a newer list of engines by an older one.")
+@click.option(
+    "--max-bytes", type=Bytes(), metavar="N", help=f"Most that an engine may have [default: {size(MAX_BYTES)}]."
+)
 @click.option("--plain-http", is_flag=True, help="Talk without TLS to another machine.")
 @options.as_json
-def command(*, source: str, destination: str, accept_older_index: bool, plain_http: bool, as_json: bool) -> None:
+def command(
+    *,
+    source: str,
+    destination: str,
+    accept_older_index: bool,
+    max_bytes: int | None,
+    plain_http: bool,
+    as_json: bool,
+) -> None:
     """Copy a model between registries and folders.
 
     Its engines and all that is attached to them are copied bit by bit.
@@ -34,7 +48,8 @@ def command(*, source: str, destination: str, accept_older_index: bool, plain_ht
     with stop_on_signals(cancel, console.stopping, err), console:
         talk = Talk(cancel=cancel, listen=console.listen, plain_http=plain_http)
         ends = locate(source, talk), locate(destination, talk)
-        done = mirror(*ends, find_home(), cancel, console.listen, accept_older=accept_older_index)
+        limit = MAX_BYTES if max_bytes is None else max_bytes
+        done = mirror(*ends, find_home(), cancel, console.listen, accept_older=accept_older_index, max_bytes=limit)
     if as_json:
         options.print_json(mirrored_json(done))
         return

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
 from builder.errors import EnginefarmError, ErrorGroup
 
 _NARROWEST = 40
+# control characters, directions of writing, halves of characters
+_OBEYED = frozenset({"Cc", "Cf", "Cs"})
 
 
 def error_lines(error: EnginefarmError, width: int, paint: Callable[[str, str], str]) -> list[str]:
@@ -21,7 +24,7 @@ def error_lines(error: EnginefarmError, width: int, paint: Callable[[str, str], 
         return [*(line for block in blocks for line in block), _head(error, paint)]
     lines = [_head(error, paint)]
     if error.where:
-        lines.append(f"  {paint('-->', 'cyan')} {error.where}")
+        lines.append(f"  {paint('-->', 'cyan')} {_plain(error.where)}")
     for label, text in (("why", error.why), ("fix", error.fix)):
         if text:
             lines += labelled(label, text, width, paint)
@@ -35,7 +38,7 @@ def labelled(label: str, text: str, width: int, paint: Callable[[str, str], str]
     indent = " " * (len(label) + 4)
     room = max(_NARROWEST, width - len(indent))
     wrapped: list[str] = []
-    for line in text.splitlines():
+    for line in map(_plain, text.splitlines()):
         if line.startswith((" ", "\t")) or len(line) <= room:
             wrapped.append(line.rstrip())
         else:
@@ -54,4 +57,9 @@ def error_json(error: EnginefarmError) -> dict[str, Any]:
 
 def _head(error: EnginefarmError, paint: Callable[[str, str], str]) -> str:
     info = error.reason.value
-    return f"{paint(f'error[{info.code} {info.slug}]:', 'red')} {error.what}"
+    return f"{paint(f'error[{info.code} {info.slug}]:', 'red')} {_plain(error.what)}"
+
+
+def _plain(text: str) -> str:
+    """Spell out what terminals would obey: servers and files of others have a say in messages."""
+    return "".join(c if unicodedata.category(c) not in _OBEYED or c in "\t\n" else ascii(c)[1:-1] for c in text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Mapping
@@ -156,3 +157,60 @@ def test_a_copy_that_fails_leaves_the_old_one(tmp_path: Path, monkeypatch: pytes
     assert refusal(lambda: copy(folder, "two")).reason is Reason.DISK_FULL
     assert words(folder) == {"one"}
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("name", [".", ""])
+def test_the_folder_one_is_in_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    blobs = files(tmp_path, "new")
+    assert refusal(lambda: copy_engine(Path(name), blobs, {})).reason is Reason.PATH_OCCUPIED
+    assert refusal(lambda: copy_engine(here, blobs, {})).reason is Reason.PATH_OCCUPIED
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["sub/..", "a" * 300])
+def test_folders_with_odd_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    blobs = files(tmp_path, "new")
+    assert refusal(lambda: copy_engine(tmp_path / "out" / name, blobs, {})).reason is Reason.PATH_OCCUPIED
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["sub"]
+
+
+@pytest.mark.parametrize("title", ["model.plan", "trust.json"])
+def test_folders_and_links_under_our_names_are_not_ours(tmp_path: Path, title: str) -> None:
+    (tmp_path / "out" / title).mkdir(parents=True)
+    (tmp_path / "out" / title / "work").touch()
+    assert refusal(lambda: copy(tmp_path / "out", "new")).reason is Reason.PATH_OCCUPIED
+    assert (tmp_path / "out" / title / "work").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / title).symlink_to(tmp_path / "out" / title / "work")
+    assert refusal(lambda: copy(tmp_path / "other", "new")).reason is Reason.PATH_OCCUPIED
+
+
+def test_links_that_lead_nowhere_are_replaced(home: Home) -> None:
+    home.engines.mkdir(parents=True)
+    for target in ("tiny", "nowhere", "/"):
+        (home.engines / "tiny").unlink(missing_ok=True)
+        (home.engines / "tiny").symlink_to(target)
+        assert words(place(home, "one")) == {"one"}
+
+
+@pytest.mark.parametrize("name", ["", ".versions", ".versions/tiny"])
+def test_files_where_folders_should_be(home: Home, name: str) -> None:
+    (home.engines / name).parent.mkdir(parents=True)
+    (home.engines / name).touch()
+    assert refusal(lambda: place(home, "one")).reason is Reason.PATH_OCCUPIED
+
+
+def test_a_mount_point_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy(tmp_path / "out", "old")
+
+    def busy(temp: Path, folder: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
+
+    monkeypatch.setattr(engine_folder, "_swap", busy)
+    blobs = files(tmp_path, "new")
+    assert refusal(lambda: copy_engine(tmp_path / "out", blobs, {})).reason is Reason.PATH_OCCUPIED
+    assert words(tmp_path / "out") == {"old"}

@@ -77,7 +77,7 @@ def test_key_is_never_overwritten(home: Home) -> None:
     assert len(keys.list_keys(home)) == 1
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "Release", "x" * 65, "-x"])
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "Release", "x" * 65, "-x", "revoked.toml"])
 def test_names_are_plain(home: Home, name: str) -> None:
     """A name is a folder's."""
     assert refusal(lambda: generate(home, name)).reason is Reason.NAME_UNKNOWN
@@ -170,6 +170,12 @@ def test_revocations_come_back_as_they_were_noted(home: Home, why: str) -> None:
     keys.revoke_key(home, "cd" * 32, "another", NOW)
     assert read_revocations(path) == {"ab" * 32: why, "cd" * 32: "another"}
     assert load_policy().revoked == {"ab" * 32: why, "cd" * 32: "another"}
+
+
+def test_revocation_without_a_reason_breaks_no_list(home: Home) -> None:
+    """An empty one would be refused whenever the list is read."""
+    keys.revoke_key(home, "ab" * 32, "", NOW)
+    assert load_policy().revoked == {"ab" * 32: "no reason was given"}
 
 
 def test_second_revocation_changes_nothing(home: Home) -> None:

@@ -146,3 +146,22 @@ def test_it_can_be_stopped(gap: Gap) -> None:
     publish(gap.here, [parcel()])
     gap.cancel.set()
     assert gap.refused().reason is Reason.INTERRUPTED
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_bomb_is_not_copied(gap: Gap, monkeypatch: pytest.MonkeyPatch, attached: bool) -> None:
+    one = parcel()
+    published = publish(gap.here, [one])
+    engine = sum(len(content) for content in one.files.values())
+    limit = engine - 1
+    if attached:
+        limit = engine + 100
+        read = gap.here.manifest(published.artifacts[0], BOTH)
+        assert read is not None
+        attach(gap.here, read[1], bytes(limit))
+    assert gap.refused(max_bytes=limit).reason is Reason.SIZE_REFUSED
+    monkeypatch.setattr("builder.host.free_disk_bytes", lambda _: 100)
+    assert gap.refused().reason is Reason.DISK_FULL
+    monkeypatch.undo()
+    gap(max_bytes=limit + 100)
+    assert blobs(gap.there) == blobs(gap.here)

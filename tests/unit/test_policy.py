@@ -161,6 +161,12 @@ WRONG = {
                        "a date without quotes"),
     "time without zone": (RULE + "[[rules.keys]]\nname = 'a'\nfile = 'alice.pub'\nnot_after = 2027-01-01T00:00:00",
                           "6:1", "lacks its time zone"),
+    "time beyond the calendar": (RULE + "[[rules.keys]]\nname = 'a'\nfile = 'alice.pub'\n"
+                                 "not_after = 9999-12-31T23:59:59-23:00", "6:1", "beyond the calendar"),
+    "lists too deep": ("a = " + "[" * 100_000, "1:1", "cannot be read as TOML"),
+    "number too long": ("a = " + "9" * 5000, "1:1", "cannot be read as TOML"),
+    "home of nobody": (RULE + "[[rules.keys]]\nname = 'a'\nfile = '~nobody.is.called.so/x'", "5:1", "no such file"),
+    "name too long": (f"revocation_lists = ['{'a' * 300}']", "1:1", "no such file"),
     "neither file nor pem": (RULE + "[[rules.keys]]\nname = 'a'", "3:1", "needs one of file and pem"),
     "key not there": (RULE + "[[rules.keys]]\nname = 'a'\nfile = 'none.pub'", "5:1", "there is no file"),
     "key that is none": (RULE + "[[rules.keys]]\nname = 'a'\npem = 'x'", "5:1", "no public key in PEM"),
@@ -199,6 +205,17 @@ def test_policy_that_everybody_may_change_decides_nothing(folder: Path) -> None:
     path = written(folder, "")
     path.chmod(0o666)
     assert "everybody may write to it (mode 666)" in str(refusal(lambda: load_policy(path)))
+
+
+@pytest.mark.parametrize("name", ["alice.pub", "ca.pem"])
+def test_keys_that_everybody_may_change_are_refused(folder: Path, name: str) -> None:
+    """Whoever may change them chooses who is trusted."""
+    (folder / name).chmod(0o646)
+    keys = "[[rules.keys]]\nname = 'a'\nfile = 'alice.pub'\n"
+    error = problem(folder, f"{RULE}{keys}[[rules.certificates]]\nname = 'b'\nidentity = 'c'\nca = 'ca.pem'")
+    assert "everybody may write to it" in error.what
+    assert error.fix == f"chmod o-w {folder / name}"
+    assert str(error.where).startswith(f"{folder / 'policy.toml'}:{5 if name == 'alice.pub' else 9}:")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from builder import artifact, oci, trust
+from builder.errors import Reason
 from builder.publish import Pushed, choose_packages, parse_destination, push_engines
 from builder.publish_seal import Seal
 from builder.registry import Registry
+from builder.sign_remote import sign_in_registry
 from builder.signers import KeylessSigner, KeySigner, Signer
 from builder.store import Store
+from tests.artifacts import refusal
 from tests.engines import add_engine
 from tests.registry_fake import FakeRegistry, fake
 from tests.signing import NOW, authority, key_signer, policy_of, trusted_key
@@ -119,3 +122,41 @@ def test_whose_signature_it_is(store: Store, tmp_path: Path) -> None:
     assert not any(Seal(store=store, signer=other).is_own(bundle) for bundle in made.values())
     assert not any(Seal(store=store, signer=KeylessSigner()).is_own(bundle) for bundle in made.values())
     assert not any(Seal(store=store, signer=None).is_own(bundle) for bundle in made.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("sms", "9.0"), ("engine-verified", "true"), ("weights", None), ("architecture", "arm64")]
+)
+def test_a_list_that_lies_is_not_signed(
+    store: Store, fake: FakeRegistry, tmp_path: Path, name: str, value: str | None
+) -> None:
+    push(store, None)
+    kind, content = fake.manifests[NAME, "latest"]
+    document = json.loads(content)
+    for entry in document["manifests"]:
+        if name == "architecture":
+            entry["platform"][name] = value
+        elif value is None:
+            del entry["annotations"][f"org.enginefarm.{name}"]
+        else:
+            entry["annotations"][f"org.enginefarm.{name}"] = value
+    changed = json.dumps(document).encode()
+    fake.manifests[NAME, "latest"] = fake.manifests[NAME, oci.digest_of(changed)] = (kind, changed)
+    registry = Registry("localhost:5000", NAME, cancel=threading.Event(), listen=lambda _: None)
+    seal = Seal(store=store, signer=key_signer(tmp_path))
+    error = refusal(lambda: sign_in_registry(registry, "latest", seal))
+    assert error.reason is Reason.IDENTITY_MISMATCH
+    assert name in str(error.why)
+    assert not any("/blobs/uploads" in path for path in fake.paths("PUT")[-1:])
+
+
+def test_a_tag_that_somebody_blocks_is_left_as_it_is(store: Store, fake: FakeRegistry) -> None:
+    push(store, None)
+    kind, content = fake.manifests[NAME, "latest"]
+    document = json.loads(content)
+    document["annotations"]["org.enginefarm.serial"] = "9" * 18
+    document["manifests"] = []
+    blocked = json.dumps(document).encode()
+    fake.manifests[NAME, "latest"] = (kind, blocked)
+    assert refusal(lambda: push(store, None)).reason is Reason.ARTIFACT_INVALID
+    assert fake.manifests[NAME, "latest"] == (kind, blocked)

@@ -47,7 +47,16 @@ def test_an_older_one_that_is_accepted_counts_from_then_on(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[]", b'{"schema": 2, "serials": {}}', b'{"schema": 1, "serials": {"a": "x"}}']
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"[" * 100_000,
+        b'{"schema": 2, "serials": {}}',
+        b'{"schema": 1, "serials": {"a": "x"}}',
+        b'{"schema": 1, "serials": {"a": 1e999}}',
+    ],
 )
 def test_an_unreadable_memory_is_not_an_empty_one(home: Home, content: bytes) -> None:
     home.pulls.mkdir()
@@ -59,3 +68,8 @@ def test_an_unreadable_memory_is_not_an_empty_one(home: Home, content: bytes) ->
 def test_it_is_a_plain_file(home: Home) -> None:
     PullMemory(home).note(PLACE, 1)
     assert document(home.pulls / "serials.json") == {"schema": 1, "serials": {PLACE: 1}}
+
+
+def test_a_file_in_its_way_is_said(home: Home) -> None:
+    home.pulls.touch()
+    assert refusal(lambda: PullMemory(home).note(PLACE, 1)).reason is Reason.PATH_OCCUPIED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,52 @@ def test_no_room_is_said_before_the_download(pull: Pull, monkeypatch: pytest.Mon
     publish(pull.place, [parcel()])
     monkeypatch.setattr("builder.host.free_disk_bytes", lambda _: 1000)
     assert pull.refused().reason is Reason.DISK_FULL
+
+
+# what lies where a pull works
+
+
+def test_what_no_pull_left_is_not_written_through(pull: Pull) -> None:
+    one = parcel()
+    published = publish(pull.place, [one])
+    work = pull.home.pulls / published.artifacts[0].removeprefix("sha256:")
+    names = {title: oci.digest_of(content).removeprefix("sha256:") for title, content in one.files.items()}
+    victim, copy = pull.home.root / "victim", pull.home.root / "copy"
+    work.mkdir(parents=True)
+    victim.write_bytes(b"mine")
+    copy.write_bytes(one.files["model.plan"])
+    (work / names["model.plan"]).symlink_to(copy)
+    (work / f"{names['key.json']}.part").symlink_to(victim)
+    os.mkfifo(work / f"{names['proof.json']}.part")
+    (work / names["manifest.json"] / "x").mkdir(parents=True)
+    (work / "files").touch()
+    folder = pull().folder
+    assert victim.read_bytes() == b"mine"
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_place_of_work_that_is_none(pull: Pull, elsewhere: bool) -> None:
+    published = publish(pull.place, [parcel()])
+    work = pull.home.pulls / published.artifacts[0].removeprefix("sha256:")
+    (pull.home.root / "victim").mkdir(parents=True)
+    work.parent.mkdir(parents=True)
+    if elsewhere:
+        work.symlink_to(pull.home.root / "victim")
+    else:
+        work.touch()
+    assert pull().job == parcel().told.job
+    assert list((pull.home.root / "victim").iterdir()) == []
+
+
+def test_sizes_are_those_of_the_files_even_where_the_store_has_them(pull: Pull) -> None:
+    publish(pull.place, [parcel()])
+    pull()
+
+    def swell(content: dict[str, Any]) -> None:
+        for layer in content["layers"]:
+            layer["size"] += layer["annotations"][oci.TITLE] == "key.json"
+
+    # another manifest, so that the store takes in what came
+    publish_changed(pull, swell, parcel(host={"system": "another"}))
+    assert pull.refused().reason in {Reason.DOWNLOAD_CORRUPT, Reason.SIZE_REFUSED}

@@ -244,7 +244,17 @@ def test_a_registry_that_asks_for_nothing_known(fake: FakeRegistry, challenge: d
     assert refusal(registry()).reason in {Reason.REGISTRY_REFUSED, Reason.REGISTRY_UNREACHABLE}
 
 
-@pytest.mark.parametrize("answer", [Said(status=200, body=b"<html>"), Said(status=200, body=b"[]"), Said(status=403)])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Said(status=200, body=b"<html>"),
+        Said(status=200, body=b"[]"),
+        Said(status=200, body=b"[" * 100_000),
+        Said(status=200, body='{"token": "€"}'.encode()),
+        Said(status=200, body=b'{"token": "a\\r\\nX: y"}'),
+        Said(status=403),
+    ],
+)
 def test_a_token_server_out_of_order(fake: FakeRegistry, answer: Said) -> None:
     fake.rules.append(lambda asked: answer if asked.path == "/token" else None)
     fake.rules.append(TokenServer(user=None))
@@ -258,8 +268,11 @@ def test_a_busy_token_server_is_asked_again(fake: FakeRegistry) -> None:
     assert registry().manifest("latest", ACCEPT) is not None
 
 
-def test_docker_s_configuration_is_broken(fake: FakeRegistry, docker_config: Callable[..., None]) -> None:
-    docker_config(auths={FAR: "what"})
+@pytest.mark.parametrize("content", [{"auths": {FAR: "what"}}, {"credsStore": 5}])
+def test_docker_s_configuration_is_broken(
+    fake: FakeRegistry, docker_config: Callable[..., None], content: dict[str, Any]
+) -> None:
+    docker_config(**content)
     error = refusal(registry())
     assert error.reason is Reason.REGISTRY_REFUSED
     assert "log-in" in error.what

@@ -170,6 +170,13 @@ def test_more_than_the_manifest_says_without_a_length(registry: Registry, fake: 
     assert part(target).stat().st_size <= SIZE
 
 
+@pytest.mark.parametrize("length", ["²", "9" * 5000, "-5"])
+def test_a_length_that_is_none(registry: Registry, fake: FakeRegistry, target: Path, length: str) -> None:
+    fake.fail(BLOB, Said(status=200, body=CONTENT, headers={"Content-Length": length}))
+    registry.fetch(DESCRIBED, target)
+    assert target.read_bytes() == CONTENT
+
+
 def test_less_than_the_manifest_says(registry: Registry, fake: FakeRegistry, target: Path) -> None:
     fake.blobs[NAME, DIGEST] = CONTENT[:-1]
     assert refused(registry, target).reason is Reason.REGISTRY_UNREACHABLE

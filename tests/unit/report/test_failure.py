@@ -35,6 +35,14 @@ def plain(text: str, style: str) -> str:
     return text
 
 
+def test_terminals_obey_nobody_else() -> None:
+    bad = "a\x1b[2Jb\x9b31mc\u202ed\te"
+    error = EnginefarmError(Reason.REGISTRY_REFUSED, bad, where=bad, why=f"{bad}\n{bad}", fix=bad)
+    text = "\n".join(error_lines(error, 80, plain))
+    assert text.count(r"a\x1b[2Jb\x9b31mc\u202ed" + "\te") == 5
+    assert not any(character in text for character in "\x1b\x9b\u202e")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_text(name: str, snapshot: Callable[[str, str], None]) -> None:
     """Every shape of error reads as committed."""
