@@ -8,7 +8,7 @@ import click
 
 from builder.artifact import MAX_BYTES
 from builder.cli import options
-from builder.cli.gc import Bytes
+from builder.cli.sizes import Bytes
 from builder.cli.interrupt import stop_on_signals
 from builder.console import open_console
 from builder.mirror import mirror
