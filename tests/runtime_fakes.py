@@ -20,6 +20,7 @@ import numpy as np
 from builder.runtime import Engine, EngineRefused, load, opening
 from builder.runtime.messages import LOGGER
 from builder.worker.cuda import Device
+from builder.worker.protocol import StageFailure
 from tests.surface_running import run_fake
 from tests.surfaces import FakeTensor, FakeTensorRT, Scene, fake_tensorrt
 
@@ -50,6 +51,7 @@ class FakeDriver:
         self.ordered: list[tuple[int, int]] = []
         self.replays = 0
         self.full = False
+        self.broken = False
         self.refuses_capture = False
         self._buffers: dict[int, Any] = {}
         self._graphs: dict[int, list[Any]] = {}
@@ -95,10 +97,10 @@ class FakeDriver:
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
     def finish(self, stream: int) -> None:
-        pass
+        self._break()
 
     def synchronize(self, stream: int = 0) -> None:
-        pass
+        self._break()
 
     def stream(self) -> int:
         return self._name("stream")
@@ -108,9 +110,11 @@ class FakeDriver:
 
     def mark(self, event: int, stream: int) -> None:
         assert event in self.live["event"]
+        self._break()
 
     def wait(self, event: int) -> None:
         assert event in self.live["event"]
+        self._break()
 
     def order(self, first: int, then: int, event: int) -> None:
         assert event in self.live["event"]
@@ -118,8 +122,6 @@ class FakeDriver:
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> int:
         if self.refuses_capture:
-            from builder.worker.protocol import StageFailure
-
             raise StageFailure("build-failed", "the GPU refuses cuStreamEndCapture", why="CUDA says no")
         thread = threading.get_ident()
         self.trt.scene.captured[thread] = []
@@ -143,9 +145,11 @@ class FakeDriver:
 
     @staticmethod
     def out_of_memory() -> Exception:
-        from builder.worker.protocol import StageFailure
-
         return StageFailure("out-of-memory", "the GPU has no more memory", why="cuMemAlloc_v2: 0 of 1 MiB are free")
+
+    def _break(self) -> None:
+        if self.broken:
+            raise StageFailure("build-failed", "the GPU refuses this", why="CUDA_ERROR_ILLEGAL_ADDRESS (700)")
 
     def _reserve(self, kind: str, size: int) -> int:
         buffer = (ctypes.c_char * (max(size, 1) + ALIGNED))()

@@ -116,7 +116,7 @@ def run_fake(context: Any, addresses: dict[str, int], shapes: dict[str, tuple[in
 def _array(address: int, shape: tuple[int, ...], tensor: Any) -> np.ndarray:
     dtype = np.dtype(_NUMPY[tensor.dtype.name])
     size = int(np.prod(shape)) * dtype.itemsize
-    buffer = (ctypes.c_char * max(size, 1)).from_address(address)
+    buffer: Any = (ctypes.c_char * max(size, 1)).from_address(address)
     return np.frombuffer(buffer, dtype, count=int(np.prod(shape))).reshape(shape)
 
 

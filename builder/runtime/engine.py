@@ -8,6 +8,8 @@ import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, Dict, NamedTuple, Optional, Set, Tuple
 
+import numpy as np
+
 from builder.worker.protocol import StageFailure
 
 from .callers import ArrayCaller, TorchCaller, loaded_torch, run_on_host, unfit
@@ -19,8 +21,6 @@ from .reasons import EngineRefused
 from .signature import by_name
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .callers import Inputs
     from .folder import Checked
     from .lanes import Lane
@@ -114,7 +114,11 @@ class Engine:
         if self.refusal is None:
             self.refusal = EngineRefused("run-failed", "the engine is closed", fix="call it before close()")
         _OPEN.discard(self)
-        before = loaded.driver.enter()
+        try:
+            before = loaded.driver.enter()
+        except StageFailure:
+            LOGGER.debug("nothing can be given back", exc_info=True)
+            return
         try:
             self._lanes.close()
             loaded.close()
@@ -218,7 +222,7 @@ class Engine:
             caller: Any = self._torch
         elif getattr(value, "__cuda_array_interface__", None) is not None:
             caller = self._array
-        elif type(value).__module__ == "numpy":
+        elif isinstance(value, np.ndarray):
             caller = run_on_host
         else:
             raise unfit(self.inputs[0], type(value).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from builder.worker.protocol import StageFailure
@@ -105,6 +106,11 @@ class Lane:
             # the application captured a call in a graph of its own: the event belongs to that now
             self._driver.synchronize()
 
+    def leave_stream(self) -> None:
+        """Be ready for another stream: outputs that were kept belong to the one before."""
+        self.finish()
+        self._kept.clear()
+
     def wait_for(self, other: int, stream: int) -> None:
         """Let what comes on a stream wait for what is on another one."""
         self._driver.order(other, stream, self._events[0])
@@ -204,7 +210,9 @@ class Lanes:
             for lane in self._all:
                 lane.lock.acquire()
             for lane in self._all:
-                lane.finish()
+                # where CUDA itself is broken there is nothing to wait for
+                with suppress(StageFailure):
+                    lane.finish()
                 lane.close()
                 lane.serves = FRESH
                 lane.lock.release()
@@ -258,7 +266,7 @@ class Lanes:
         self._all.remove(lane)
         self._all.append(lane)
         if lane.serves != stream:
-            lane.finish()
+            lane.leave_stream()
         return lane
 
     def _forget(self, lane: Lane) -> None:

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
 import numpy as np
 
+from builder.worker.protocol import StageFailure
+
+from .reasons import EngineRefused
+
 if TYPE_CHECKING:
     from .driver import Driver
     from .signature import Shape
@@ -105,15 +109,24 @@ class DeviceArray:
         return self
 
     def numpy(self) -> np.ndarray:
-        """Wait for its values and copy them to the host."""
+        """Wait for its values and copy them to the host.
+
+        Raises:
+            EngineRefused: run-failed where the GPU could not do what was put on its stream.
+
+        """
         made = np.empty(self.shape, self.dtype)
         driver = self._blocks.driver
-        before = driver.enter()
         try:
-            driver.finish(self._stream)
-            driver.download(made, self._address)
-        finally:
-            driver.leave(before)
+            before = driver.enter()
+            try:
+                driver.finish(self._stream)
+                driver.download(made, self._address)
+            finally:
+                driver.leave(before)
+        except StageFailure as failure:
+            what = "the GPU did not finish this output"
+            raise EngineRefused("run-failed", what, why=f"{failure.message}: {failure.why}") from failure
         return made
 
     def __del__(self) -> None:

@@ -374,6 +374,23 @@ def test_threads_never_meet(bench: Bench) -> None:
     assert wrong == []
 
 
+def test_outputs_that_are_kept_stay_with_their_stream(bench: Bench) -> None:
+    bench.trt.scene.contexts = 1
+    with bench.load(reuse_outputs=True) as engine:
+        first, second = engine(bench.array()), engine(bench.array(X * 3, stream=OTHER))
+        assert first is not second
+        assert first.numpy().tolist() == (X * 2).tolist()
+        assert second.numpy().tolist() == (X * 6).tolist()
+
+
+def test_arrays_of_a_class_derived_from_numpys(bench: Bench) -> None:
+    class Own(np.ndarray):
+        pass
+
+    with bench.load() as engine:
+        assert engine(X.view(Own)).tolist() == (X * 2).tolist()
+
+
 def test_no_memory_for_a_further_context_means_waiting(bench: Bench) -> None:
     bench.trt.scene.contexts = 1
     with bench.load() as engine:

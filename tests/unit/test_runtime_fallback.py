@@ -86,6 +86,19 @@ def test_a_run_that_fails_falls_back_and_often_for_good(bench: Bench, lines: lis
     assert "illegal memory access" in lines[0]
 
 
+def test_a_broken_gpu_breaks_no_application(bench: Bench, lines: list[str]) -> None:
+    array = bench.array()
+    with bench.load(lambda value: "fallback", on_call=None) as engine:
+        held = engine(array)
+        bench.driver.broken = True
+        assert [engine(array) for _ in range(4)] == ["fallback"] * 4
+        assert engine(X) == "fallback"
+        assert refused_by(held.numpy).reason == "run-failed"
+        assert engine.refusal is not None
+    assert len(lines) == 1
+    assert "ILLEGAL_ADDRESS" in lines[0]
+
+
 def test_no_memory_for_a_call_falls_back(bench: Bench, lines: list[str]) -> None:
     with bench.load(lambda value: "fallback") as engine:
         bench.driver.full = True
