@@ -306,11 +306,11 @@ def test_the_first_failure_stops_the_others(registry: Registry, fake: FakeRegist
 
 def test_an_interrupted_cell_of_a_notebook_stops_what_runs(registry: Registry) -> None:
     """Nobody handles Ctrl-C there: it comes as an exception while transfers are waited for."""
-    stopped = threading.Event()
+    stopped, main = threading.Event(), threading.get_ident()
 
     def work() -> None:
         try:
-            signal.raise_signal(signal.SIGINT)
+            signal.pthread_kill(main, signal.SIGINT)
             for _ in range(10000):
                 registry.push(b"x", oci.digest_of(b"x"), 1)
         except EnginefarmError:
