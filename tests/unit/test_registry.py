@@ -323,7 +323,7 @@ def test_an_interrupted_cell_of_a_notebook_stops_what_runs(registry: Registry) -
             registry.together([work])
     finally:
         signal.signal(signal.SIGINT, before)
-    assert stopped.is_set()
+    assert stopped.wait(5)
     assert registry.together([lambda: 1]) == [1]
 
 
