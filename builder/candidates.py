@@ -62,10 +62,7 @@ def candidate_of_manifest(
 
     """
     try:
-        version = manifest["schema_version"]
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            what = f"the manifest has schema version {version}; this enginefarm reads {SCHEMA_VERSION}"
-            raise EnginefarmError(Reason.ARTIFACT_TOO_NEW, what)
+        _check_schema(manifest["schema_version"])
         stack, engine, build = manifest["stack"], manifest["engine"], manifest["build"]
         tuned, options = build["tuned_on"], build["options"]
         system, _, architecture = _text(stack["platform"]).partition("/")
@@ -95,7 +92,7 @@ def candidate_of_manifest(
                 rtx=_is_rtx(stack["name"], stack["tensorrt"]),
             )
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = f"missing: {error}" if isinstance(error, KeyError) else str(error)
         raise EnginefarmError(
             Reason.MANIFEST_INVALID, "the manifest does not say where its engine runs", why=why
@@ -142,10 +139,18 @@ def candidate_of_annotations(descriptor: Mapping[str, Any]) -> Candidate:
                 rtx=_is_rtx(said["stack"], said["tensorrt"]),
             )
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = f"missing: {error}" if isinstance(error, KeyError) else str(error)
         what = "the index describes an engine in a way that cannot be read"
         raise EnginefarmError(Reason.ARTIFACT_INVALID, what, why=why) from error
+
+
+def _check_schema(version: object) -> None:
+    if type(version) is int and version > SCHEMA_VERSION:
+        what = f"the manifest has schema version {version}; this enginefarm reads {SCHEMA_VERSION}"
+        raise EnginefarmError(Reason.ARTIFACT_TOO_NEW, what)
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {version!r}")
 
 
 def _checked(candidate: Candidate) -> Candidate:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.candidates import Candidate, candidate_of_manifest
-from builder.compat import Finding, Fit, Verdict, Wish, header_findings, rank, verdict
+from builder.compat import PRECISIONS, Finding, Fit, Verdict, Wish, header_findings, rank, verdict
 from builder.compat_rules import KnownBad, load_rules
 from builder.engine_header import BYTES_NEEDED, Header, read_header
 from builder.errors import EnginefarmError, Reason
@@ -67,6 +67,9 @@ def find_subjects(store: Store, names: Sequence[str]) -> tuple[Subject, ...]:
     found: list[Subject] = []
     for name in names:
         path = Path(name)
+        if not name:
+            # an unset variable of a script; as a path it would be this folder
+            raise _unknown(store, name)
         as_path = path.exists() and ("/" in name or path.suffix in _SUFFIXES)
         some = tuple(_on_disk(path)) if as_path else _named(store, name)
         if not some and path.exists():
@@ -161,6 +164,9 @@ def _on_disk(path: Path) -> Iterator[Subject]:
     if path.is_file():
         yield _of_file(path)
         return
+    if not path.is_dir():
+        # pipes and devices may never end
+        raise EnginefarmError(Reason.NAME_UNKNOWN, f"{path} is neither an engine's file nor a folder of some")
     files = _engine_files(path)
     if not files:
         files = [file for folder in sorted(path.iterdir()) if folder.is_dir() for file in _engine_files(folder)]
@@ -179,7 +185,7 @@ def _of_file(path: Path) -> Subject:
             model="",
             candidate=_bare(str(path), header, path.stat().st_size),
             path=path,
-            findings=_no_engine(header),
+            findings=_no_engine(header, path.stat().st_size),
         )
     manifest = _document(_read(beside), str(beside))
     key_file = path.with_name(KEY)
@@ -210,8 +216,10 @@ def _bare(name: str, header: Header, size: int) -> Candidate:
     )
 
 
-def _no_engine(header: Header) -> tuple[Finding, ...]:
+def _no_engine(header: Header, size: int) -> tuple[Finding, ...]:
     if header.version is not None:
+        if load_rules().header_is_known(header.version) and header.size not in (None, size):
+            return (Finding(Reason.ENGINE_HEADER, f"its header says {header.size} bytes, the file has {size}"),)
         return ()
     return (Finding(Reason.ENGINE_HEADER, "the file does not begin as an engine of TensorRT 8.6 or later does"),)
 
@@ -257,8 +265,10 @@ def _place(candidate: Candidate) -> tuple[str, str, str]:
 
 
 def _unknown(store: Store, name: str) -> EnginefarmError:
-    jobs = sorted({entry.name for entry in store.entries("engine")})
-    near = difflib.get_close_matches(name, jobs, n=3)
+    jobs = {entry.name for entry in store.entries("engine")}
+    # a job begins with its model's name, and ends with precision, stack and SMs
+    models = {re.split(rf"-(?:{'|'.join(PRECISIONS)})-", job)[0] for job in jobs}
+    near = difflib.get_close_matches(name, sorted(jobs | models), n=3)
     fix = f"did you mean {' or '.join(near)}?" if near else "`enginefarm ls` lists the engines"
     what = f"{name!r} is no engine or model of the store, and no engine file or folder of some"
     return EnginefarmError(Reason.NAME_UNKNOWN, what, fix=fix)

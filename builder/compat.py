@@ -17,6 +17,7 @@ from builder.errors import EnginefarmError, Reason
 from builder.machine import Facts, GpuFacts
 
 __all__ = [
+    "PRECISIONS",
     "Candidate",
     "Finding",
     "Fit",
@@ -32,7 +33,7 @@ __all__ = [
 
 _RTX, _CLASSIC = "TensorRT-RTX", "TensorRT"
 # Among engines that fit alike and of which none was asked for: the fastest first, int8 last as it is the least exact.
-_PRECISIONS = ("fp16", "bf16", "tf32", "fp32", "int8")
+PRECISIONS = ("fp16", "bf16", "tf32", "fp32", "int8")
 _LEVELS = ("none", "same_compute_capability", "ampere_plus")
 
 
@@ -223,7 +224,12 @@ def _tensorrt(case: _Case) -> None:
 def _cuda(case: _Case) -> None:
     built, here = numbers(case.candidate.cuda)[:1], numbers(case.facts.cuda or "")[:1]
     if built and here and built != here:
-        case.refuse(Reason.CUDA_MAJOR, f"was built with CUDA {case.candidate.cuda}; here: CUDA {case.facts.cuda}")
+        facts, asked = case.facts, case.wish.tensorrt
+        installed = [one for one in (facts.tensorrt, facts.tensorrt_rtx) if one is not None]
+        # a toolkit says nothing of a TensorRT that is elsewhere, as in a container
+        known = any(asked is None or same_release(asked, one) for one in installed)
+        judge = case.refuse if known else case.warn
+        judge(Reason.CUDA_MAJOR, f"was built with CUDA {case.candidate.cuda}; here: CUDA {facts.cuda}")
 
 
 def _driver(case: _Case) -> None:
@@ -352,8 +358,11 @@ def _same_device(one: str, other: str) -> bool:
 
 
 def _bare(device: str) -> str:
-    """Leave out what drivers put before the same name or do not: `Tesla T4` and `NVIDIA T4` are one."""
-    return " ".join(word for word in device.lower().split() if word not in ("nvidia", "tesla"))
+    """Leave out what drivers put around the same name or do not: `Tesla T4` and `NVIDIA T4` are one.
+
+    CUDA calls a Jetson's GPU `Orin`, and NVML `Orin (nvgpu)`.
+    """
+    return " ".join(word for word in device.lower().split() if word not in ("nvidia", "tesla", "(nvgpu)"))
 
 
 def _family(candidate: Candidate) -> str:
@@ -367,7 +376,7 @@ def _said(finding: Finding) -> str:
 def _place(one: Verdict, facts: Facts) -> tuple[object, ...]:
     """Sort key: best first, and the same order whatever the order of the candidates."""
     candidate = one.candidate
-    precision = _PRECISIONS.index(candidate.precision) if candidate.precision in _PRECISIONS else len(_PRECISIONS)
+    precision = PRECISIONS.index(candidate.precision) if candidate.precision in PRECISIONS else len(PRECISIONS)
     level = _LEVELS.index(candidate.hardware_compatibility) if candidate.hardware_compatibility in _LEVELS else 0
     return (
         _ORDER[one.fit],

@@ -102,6 +102,10 @@ class Rules:
             return None
         return tuple(sm for bit, sm in enumerate(known) if targets >> bit & 1)
 
+    def header_is_known(self, version: str) -> bool:
+        """Say whether the head of engines of a release of TensorRT-RTX is understood beyond the version."""
+        return any(same_release(release, version) for release in self.rtx_header_sms)
+
     def takes_forward_compatibility(self, gpu: str) -> bool:
         """Say whether CUDA's forward compatibility package works with a GPU of this name."""
         return not any(fnmatch.fnmatchcase(gpu.lower(), glob) for glob in self.no_forward_compatibility)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, Optional
 
 BYTES_NEEDED = 0x28
-_VERSION_AT, _VERSION_END = 0x18, 0x1C
+_SIZE_AT, _VERSION_AT, _VERSION_END = 0x10, 0x18, 0x1C
 _TARGETS_AT = 0x20
 _KINDS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}
 
@@ -18,12 +18,14 @@ class Header(NamedTuple):
     """What the first bytes say. `kind`: "tensorrt", "tensorrt-rtx", or None where the file is no engine of either.
 
     `version`: four numbers, such as "8.6.1.6"; None where the file is too short. `targets`: of TensorRT-RTX the bits
-    that say for which GPUs the engine is; what they mean depends on the release.
+    that say for which GPUs the engine is; what they mean depends on the release. `size`: of such an engine the bytes of
+    the file, as far as 1.7.1 is concerned.
     """
 
     kind: Optional[str]  # noqa: UP045 - Python 3.8
     version: Optional[str]  # noqa: UP045 - Python 3.8
     targets: Optional[int] = None  # noqa: UP045 - Python 3.8
+    size: Optional[int] = None  # noqa: UP045 - Python 3.8
 
 
 def read_header(first_bytes: bytes) -> Header:
@@ -34,4 +36,5 @@ def read_header(first_bytes: bytes) -> Header:
     version = ".".join(str(number) for number in first_bytes[_VERSION_AT:_VERSION_END])
     if kind != "tensorrt-rtx" or len(first_bytes) < BYTES_NEEDED:
         return Header(kind, version)
-    return Header(kind, version, int.from_bytes(first_bytes[_TARGETS_AT:BYTES_NEEDED], "little"))
+    size, targets = first_bytes[_SIZE_AT:_VERSION_AT], first_bytes[_TARGETS_AT:BYTES_NEEDED]
+    return Header(kind, version, int.from_bytes(targets, "little"), int.from_bytes(size, "little"))

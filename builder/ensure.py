@@ -17,7 +17,7 @@ from pathlib import Path
 from builder.check import Checked, check, find_model
 from builder.compat import Verdict, Wish, no_fit
 from builder.compat_rules import load_known_bad
-from builder.errors import EnginefarmError, Reason
+from builder.errors import EnginefarmError, ErrorGroup, Reason
 from builder.machine import Facts
 from builder.project import Home
 from builder.sessions import Change, Session, changes, load_session, machine_of, save_session
@@ -114,11 +114,16 @@ def ensure(  # what a cell of a notebook may say
 
     terminal = open_terminal(sys.stderr, os.environ)
     setup = Setup(registry=registry, project=project, facts=facts, terminal=terminal, cancel=threading.Event())
-    return ensure_models(models, wish or Wish(), real_means(setup, auto=auto, ask=find_asker(), say=say))
+    try:
+        return ensure_models(models, wish or Wish(), real_means(setup, auto=auto, ask=find_asker(), say=say))
+    except BaseException:
+        # a cell that is interrupted leaves nothing running behind it
+        setup.cancel.set()
+        raise
 
 
 def ensure_models(models: Sequence[str], wish: Wish, means: Means) -> tuple[Ensured, ...]:
-    """Do the same with given means, one model after the other.
+    """Do the same with given means, one model after the other; one that is nowhere to be had does not stop the others.
 
     Raises:
         EnginefarmError: as `ensure`; NAME_UNKNOWN for what cannot be a model's name.
@@ -127,7 +132,21 @@ def ensure_models(models: Sequence[str], wish: Wish, means: Means) -> tuple[Ensu
     for model in models:
         if not _NAME.fullmatch(model):
             raise EnginefarmError(Reason.NAME_UNKNOWN, f"{model!r} is no model's name")
-    return tuple(_Model(model, wish, means).ensure() for model in models)
+    done: list[Ensured] = []
+    failed: list[EnginefarmError] = []
+    for model in dict.fromkeys(models):
+        try:
+            done.append(_Model(model, wish, means).ensure())
+        except EnginefarmError as error:
+            if error.reason not in _NOT_THERE | _NO_RECIPE:
+                raise
+            failed.append(error)
+    if len(failed) > 1:
+        what = f"{len(failed)} of {len(models)} models have no engine for this machine"
+        raise ErrorGroup(failed[0].reason, what, tuple(failed))
+    if failed:
+        raise failed[0]
+    return tuple(done)
 
 
 class _Model:
@@ -219,10 +238,10 @@ class _Model:
             # what would be built is said, too: nobody is asked here
             refused += self._would_build(wish)
         else:
-            way = self._build(wish, absent)
-            if self._agreed(way, refused):
-                way.go()
-                return way.action
+            built = self._build(wish, absent, refused)
+            if built is not None and self._agreed(built, refused):
+                built.go()
+                return built.action
         nothing = no_fit([one.verdict for one in checked], f"engine of {self._name}")
         would = f"--auto, or auto=True, would {', else '.join(refused)}"
         nothing.fix = (
@@ -230,12 +249,19 @@ class _Model:
         )
         raise nothing
 
-    def _build(self, wish: Wish, absent: EnginefarmError | None) -> Way:
-        """Return the way to build; where there is no recipe, what the registry said is the better reason."""
+    def _build(self, wish: Wish, absent: EnginefarmError | None, refused: Sequence[str]) -> Way | None:
+        """Return the way to build; where there is no recipe, what the registry said is the better reason.
+
+        Null where there is no recipe, and somebody said no to pulling.
+        """
         try:
             return self._means.build(self._name, wish)
         except EnginefarmError as error:
-            if absent is None or error.reason not in _NO_RECIPE:
+            if error.reason not in _NO_RECIPE:
+                raise
+            if refused:
+                return None
+            if absent is None:
                 raise
             raise absent from error
 
@@ -282,7 +308,17 @@ def _when(last: Session | None) -> str:
 
 def find_asker() -> Callable[[str], bool] | None:
     """Return what asks the person at the terminal or notebook; null where there is none."""
-    notebook = "ipykernel" in sys.modules
-    if not notebook and not sys.stdin.isatty():
-        return None
-    return lambda question: input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    try:
+        there = "ipykernel" in sys.modules or sys.stdin.isatty()
+    except (AttributeError, ValueError):
+        # services have no standard input, or closed it
+        there = False
+    return _ask if there else None
+
+
+def _ask(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    except (EOFError, RuntimeError):
+        # what runs a notebook without a person, such as nbconvert, has nobody to ask
+        return False

@@ -15,7 +15,7 @@ from builder.check import Checked
 from builder.compat import Wish
 from builder.compat_rules import load_known_bad
 from builder.console import open_console
-from builder.engine_folder import loadable_files, place_engine
+from builder.engine_folder import TRUST, loadable_files, place_engine
 from builder.ensure import Action, Means, Way
 from builder.events import Listener
 from builder.facts import read_facts
@@ -26,6 +26,7 @@ from builder.project import Home, find_home, find_project
 from builder.pull import PULLED, Order, Puller
 from builder.pull_checks import Machine
 from builder.runner import Settings
+from builder.signatures import check_entry
 from builder.store import Store
 from builder.terminal import Terminal
 from builder.titles import ENGINE, MANIFEST
@@ -103,23 +104,36 @@ class _Doors:
         return Way(action=Action.BUILT, text=f"build {job.id}", go=lambda: self._shown(work))
 
     def place(self, model: str, found: Checked) -> None:
-        """Make an engine that was built here the one that applications load; a pulled one is placed by its pull."""
+        """Make an engine of the store the one that applications load.
+
+        A pulled one was placed by its pull, but others have been since, or it had to make room: then its signature
+        counts anew, by the policy as it is now.
+
+        Raises:
+            EnginefarmError: as `trust.check_signature`; PATH_OCCUPIED, DISK_FULL, STORE_READ_ONLY.
+
+        """
         entry = found.subject.entry
-        if entry is None or PULLED in entry.annotations or self._placed(model, found):
+        if entry is None or self._placed(model, found):
             return
-        blobs = Store(self.home.store).files(entry)
+        store, now = Store(self.home.store), datetime.now(tz=timezone.utc)
+        blobs = store.files(entry)
+        trusted = None
+        if PULLED in entry.annotations:
+            _, trusted = check_entry(store, entry, load_policy(self._setup.policy), now, model)
         trust = {
             "engine_sha256": blobs[ENGINE].digest.removeprefix("sha256:"),
             "manifest_sha256": blobs[MANIFEST].digest.removeprefix("sha256:"),
-            "signer": None,
-            "reference": BUILT_HERE,
-            "checked_at": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
+            "signer": trusted.signer if trusted is not None else None,
+            "reference": entry.annotations.get(PULLED, BUILT_HERE),
+            "checked_at": now.isoformat(timespec="seconds"),
         }
         place_engine(self.home, model, loadable_files(blobs), trust, self._setup.cancel)
 
     def _placed(self, model: str, found: Checked) -> bool:
+        folder = self.home.engines / model
         try:
-            sha256 = durable.sha256_file(self.home.engines / model / ENGINE)
+            sha256 = durable.sha256_file(folder / ENGINE) if (folder / TRUST).is_file() else None
         except OSError:
             return False
         return sha256 == found.subject.candidate.engine_sha256

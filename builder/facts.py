@@ -13,7 +13,7 @@ from pathlib import Path
 from builder import gpu, host
 from builder.compat_rules import load_rules, numbers
 from builder.facts_file import facts_json, load_facts
-from builder.machine import Facts, GpuFacts
+from builder.machine import ARCHITECTURES, Facts, GpuFacts
 from builder.project import find_home
 
 __all__ = ["Facts", "GpuFacts", "facts_json", "load_facts", "read_facts"]
@@ -23,7 +23,6 @@ _TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 _DEVICE_TREE = Path("/proc/device-tree/compatible")
 _CUDA_VERSION_FILE = Path("/usr/local/cuda/version.json")
 _LIBRARIES = (Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib/aarch64-linux-gnu"))
-_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 # Names of packages as Python normalises them; the libraries decide, the bindings follow them.
 _CLASSIC = re.compile(r"tensorrt(-cu(?P<cuda>\d+))?(?P<part>-libs|-bindings)?")
 _RTX = re.compile(r"tensorrt-rtx(-cu(?P<cuda>\d+))?(?P<part>-libs|-bindings)?")
@@ -47,7 +46,7 @@ def read_facts(environ: Mapping[str, str]) -> Facts:
     listed = tuple(GpuFacts(name=one.name, sm=one.sm, memory_bytes=one.memory_bytes, uuid=one.uuid) for one in gpus)
     return Facts(
         os=platform.system().lower(),
-        architecture=_ARCHITECTURES.get(platform.machine().lower(), platform.machine().lower()),
+        architecture=ARCHITECTURES.get(platform.machine().lower(), platform.machine().lower()),
         l4t=l4t,
         driver=driver.driver if driver is not None else None,
         driver_cuda=driver.cuda if driver is not None else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.errors import EnginefarmError, ErrorGroup, Reason
-from builder.machine import Facts, GpuFacts
+from builder.machine import ARCHITECTURES, Facts, GpuFacts
 
 SCHEMA = 1
 _LARGEST_BYTES = 1 << 20
@@ -33,7 +33,11 @@ def write_facts(path: Path, facts: Facts) -> None:
         path.write_text(facts_json(facts), encoding="utf-8")
     except OSError as error:
         raise EnginefarmError(
-            Reason.PATH_OCCUPIED, "the facts cannot be written", where=str(path), why=str(error)
+            Reason.PATH_OCCUPIED,
+            "the facts cannot be written",
+            where=str(path),
+            why=str(error),
+            fix="name a file in a folder that you may write to",
         ) from error
 
 
@@ -48,7 +52,7 @@ def load_facts(path: Path) -> Facts:
         content = path.read_bytes()[: _LARGEST_BYTES + 1]
         if len(content) > _LARGEST_BYTES:
             raise _invalid(str(path), "the file is larger than 1 MiB")
-        return read_document(content.decode("utf-8"), str(path))
+        return read_document(content.decode("utf-8-sig"), str(path))
     except OSError as error:
         raise EnginefarmError(
             Reason.FILE_MISSING, "the facts cannot be read", where=str(path), why=str(error)
@@ -96,7 +100,7 @@ class _Problems:
         if not isinstance(document, dict):
             self._add(None, "the facts are no object with named values")
             return empty
-        if document.get("schema", SCHEMA) != SCHEMA:
+        if type(document.get("schema", SCHEMA)) is not int or document.get("schema", SCHEMA) != SCHEMA:
             self._add("schema", f"schema {document['schema']!r} is not {SCHEMA}, which this enginefarm reads")
             return empty
         known = {field.name for field in fields(Facts)}
@@ -104,8 +108,8 @@ class _Problems:
             if name not in known and name != "schema":
                 self._add(name, f"there is no fact {name!r}", f"facts: {', '.join(sorted(known))}")
         read = {
-            "os": self._value(document, "os", _word, required=True),
-            "architecture": self._value(document, "architecture", _word, required=True),
+            "os": self._value(document, "os", _system, required=True),
+            "architecture": self._value(document, "architecture", _architecture, required=True),
             "plugins": self._value(document, "plugins", _words) or (),
             "disk_free_bytes": self._value(document, "disk_free_bytes", _count),
             "gpus": self._gpus(document.get("gpus", [])),
@@ -156,7 +160,19 @@ def _invalid(where: str, what: str, why: str | None = None, fix: str = _FIX) -> 
 def _word(value: Any) -> str:
     if not isinstance(value, str) or not value or len(value) > 200:
         raise ValueError("is no text")
+    # it comes from elsewhere and is shown on terminals
+    if not value.isprintable():
+        raise ValueError("has characters that cannot be shown")
     return value
+
+
+def _system(value: Any) -> str:
+    return _word(value).lower()
+
+
+def _architecture(value: Any) -> str:
+    name = _word(value).lower()
+    return ARCHITECTURES.get(name, name)
 
 
 def _words(value: Any) -> tuple[str, ...]:

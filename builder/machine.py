@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# what the kernel, or Windows, calls a processor to what container platforms call it
+ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts:

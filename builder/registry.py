@@ -6,7 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -314,7 +314,13 @@ class Registry:
                 raise
 
         with ThreadPoolExecutor(max_workers=_PARALLEL, thread_name_prefix="registry") as pool:
-            futures = [pool.submit(run, task) for task in tasks]
+            try:
+                futures = [pool.submit(run, task) for task in tasks]
+                wait(futures)
+            except BaseException:
+                # Ctrl-C in a notebook: nothing goes on behind its back
+                self._failed.set()
+                raise
         self._failed.clear()
         errors = [error for future in futures if (error := future.exception()) is not None]
         # those that were stopped only say so

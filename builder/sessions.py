@@ -96,8 +96,9 @@ def machine_of(engine: Candidate) -> Facts:
 
 
 def changes(before: Facts, now: Facts) -> tuple[Change, ...]:
-    """List what differs between two machines; what either does not know is no difference."""
-    return tuple(_differences(_shown(before), _shown(now)))
+    """List what differs between two machines; what either does not know is no difference. No GPU now is known."""
+    shown = _shown(now)
+    return tuple(_differences(_shown(before), {**shown, "GPU": shown["GPU"] or "none"}))
 
 
 def _differences(before: dict[str, str | None], now: dict[str, str | None]) -> Iterator[Change]:

@@ -60,7 +60,7 @@ def repository(manifests: Iterable[Manifest]) -> tuple[TritonModel, ...]:
 
     Raises:
         EnginefarmError: OPTION_UNSUPPORTED where Triton cannot load an engine, or where two engines of a model are of
-            different TensorRT; INPUTS_CHANGED where they have other inputs, outputs or shape profiles;
+            different TensorRT, CUDA or platform; INPUTS_CHANGED where inputs, outputs or shape profiles differ;
             PRECISION_UNSUPPORTED for tensors of a type that Triton lacks.
 
     """
@@ -82,7 +82,8 @@ def _model(name: str, engines: Sequence[Manifest]) -> TritonModel:
     wide = [one for one in engines if _is_wide(one)]
     files: dict[str, str] = {}
     by_sm: dict[str, str] = {}
-    for engine in engines:
+    # of several for one SM, that which was built for the least else is the fastest: it comes last and stays
+    for engine in sorted(engines, key=_breadth, reverse=True):
         if engine not in wide:
             file = f"{'-'.join('sm' + sm.replace('.', '') for sm in engine.target.sms)}.plan"
             files[file] = engine.job
@@ -99,12 +100,23 @@ def _model(name: str, engines: Sequence[Manifest]) -> TritonModel:
     )
 
 
+def _breadth(manifest: Manifest) -> tuple[bool, bool, str]:
+    options = manifest.build.options
+    compatible = options.get("hardware_compatibility", "none") != "none"
+    return bool(options.get("version_compatible", False)), compatible, manifest.job
+
+
 def _refuse_mixtures(name: str, engines: Sequence[Manifest]) -> None:
-    versions = sorted({one.stack.tensorrt for one in engines})
-    if len(versions) > 1:
-        what = f"the engines of {name} are of TensorRT {', '.join(versions)}; a Triton has one"
-        stacks = " or ".join(sorted({f"--name '*-{one.stack.name}-*'" for one in engines}))
-        raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix=f"choose with {stacks}")
+    has_one = {
+        "TensorRT": {one.stack.tensorrt for one in engines},
+        "CUDA": {one.stack.cuda.partition(".")[0] for one in engines},
+        "platform": {one.stack.platform for one in engines},
+    }
+    for kind, found in has_one.items():
+        if len(found) > 1:
+            what = f"the engines of {name} are of {kind} {', '.join(sorted(found))}; a Triton has one"
+            stacks = " or ".join(sorted({f"--name '*-{one.stack.name}-*'" for one in engines}))
+            raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix=f"choose with {stacks}")
     first = engines[0]
     for other in engines[1:]:
         for part in ("inputs", "outputs", "profiles"):

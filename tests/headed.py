@@ -65,11 +65,11 @@ class Built:
             PROOF: canonical(proof.document),
         }
 
-    def add(self, store: Store) -> Entry:
+    def add(self, store: Store, annotations: dict[str, str] | None = None) -> Entry:
         """Put it into a store."""
         files: dict[str, Path | bytes] = {**self.files()}
         key = json.loads(self.files()[MANIFEST])["key"]
-        return store.add(kind="engine", key=key, name=self.job, files=files)
+        return store.add(kind="engine", key=key, name=self.job, files=files, annotations=annotations or {})
 
     def write(self, folder: Path) -> Path:
         """Write it as plain files; return the engine's."""

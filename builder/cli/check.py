@@ -9,6 +9,7 @@ import click
 
 from builder.check import check, find_subjects
 from builder.cli import output
+from builder.cli.wishes import PRECISION, VERSION
 from builder.compat import Wish
 from builder.compat_rules import load_known_bad
 from builder.errors import ExitCode
@@ -25,9 +26,9 @@ from builder.store import Store
               help="Judge for the machine of this file.")  # fmt: skip
 @click.option("--write-facts", "write_to", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Write down what this machine is; without names nothing is judged.")  # fmt: skip
-@click.option("--precision", metavar="NAME", help="Only this precision counts.")
+@click.option("--precision", type=PRECISION, help="Only this precision counts.")
 @click.option("--stack", metavar="NAME", help="Only this stack counts.")
-@click.option("--tensorrt", metavar="VERSION", help="The TensorRT that will load it; 1.x is TensorRT-RTX.")
+@click.option("--tensorrt", type=VERSION, help="The TensorRT that will load it; 1.x is TensorRT-RTX.")
 @click.option("--require-verified", is_flag=True, help="Refuse what was never verified on a GPU.")
 @click.option("--allow-host-code", is_flag=True, help="Accept engines that carry code for the host.")
 @output.as_json

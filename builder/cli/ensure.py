@@ -9,6 +9,7 @@ import click
 
 from builder.cli import output
 from builder.cli.interrupt import stop_on_signals
+from builder.cli.wishes import PRECISION, VERSION
 from builder.compat import Wish
 from builder.ensure import ensure_models, find_asker
 from builder.ensure_means import Setup, real_means
@@ -22,9 +23,9 @@ from builder.runner import Settings
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--auto", is_flag=True, help="Download and build without asking.")
 @click.option("--registry", metavar="PREFIX", help="Where models are published [default: $ENGINEFARM_REGISTRY].")
-@click.option("--precision", metavar="NAME", help="This precision [default: that of the last session].")
+@click.option("--precision", type=PRECISION, help="This precision [default: that of the last session].")
 @click.option("--stack", metavar="NAME", help="Only engines of this stack.")
-@click.option("--tensorrt", metavar="VERSION", help="The TensorRT that will load it; 1.x is TensorRT-RTX.")
+@click.option("--tensorrt", type=VERSION, help="The TensorRT that will load it; 1.x is TensorRT-RTX.")
 @click.option("--policy", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Who may sign what is pulled [default: $ENGINEFARM_POLICY, policy.toml of the home].")  # fmt: skip
 @click.option("--facts", "facts_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",

@@ -8,8 +8,8 @@ import click
 
 from builder.artifact import MAX_BYTES
 from builder.cli import options
-from builder.cli.sizes import Bytes
 from builder.cli.interrupt import stop_on_signals
+from builder.cli.sizes import Bytes
 from builder.console import open_console
 from builder.mirror import mirror
 from builder.places import Talk, locate

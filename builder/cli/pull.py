@@ -13,6 +13,7 @@ from builder.artifact import MAX_BYTES
 from builder.cli import options, signing
 from builder.cli.interrupt import stop_on_signals
 from builder.cli.sizes import Bytes
+from builder.cli.wishes import PRECISION, VERSION
 from builder.compat import Wish
 from builder.compat_rules import load_known_bad
 from builder.console import open_console
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 @click.option("--registry", metavar="PREFIX", help="Where a MODEL is [default: $ENGINEFARM_REGISTRY].")
 @click.option("--facts", "facts_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Pull for the machine of this file.")  # fmt: skip
-@click.option("--precision", metavar="NAME", help="Only this precision.")
+@click.option("--precision", type=PRECISION, help="Only this precision.")
 @click.option("--stack", metavar="NAME", help="Only this stack.")
-@click.option("--tensorrt", metavar="VERSION", help="The TensorRT that will load it; 1.x is TensorRT-RTX.")
+@click.option("--tensorrt", type=VERSION, help="The TensorRT that will load it; 1.x is TensorRT-RTX.")
 @click.option("--require-verified", is_flag=True, help="Refuse what was never verified on a GPU.")
 @signing.policy
 @click.option("--allow-unsigned", is_flag=True, help="Take an engine that nobody has signed. It can run any code here.")

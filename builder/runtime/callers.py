@@ -160,8 +160,8 @@ def run_on_host(
 
     """
     for tensor, value in zip(signature.inputs, args):
-        if not isinstance(value, np.ndarray) or tensor.numpy is None or value.dtype != tensor.numpy:
-            raise unfit(tensor, f"{value.dtype} in NumPy" if isinstance(value, np.ndarray) else type(value).__name__)
+        if not _is_plain(value) or tensor.numpy is None or value.dtype != tensor.numpy:
+            raise unfit(tensor, f"{value.dtype} in NumPy" if _is_plain(value) else type(value).__name__)
     driver, stream, count = lane.blocks.driver, lane.stream, len(signature.inputs)
     plan = lane.context.plan(tuple([value.shape for value in args]), stream)
     staging = lane.staging
@@ -194,6 +194,11 @@ def unfit(tensor: Tensor, given: str, place: Optional[object] = None) -> EngineR
 def loaded_torch() -> Optional[Any]:
     """Return PyTorch if the application has imported it; it is not imported for its own sake."""
     return sys.modules.get("torch")
+
+
+def _is_plain(value: object) -> bool:
+    # what a masked array hides would count
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
 
 
 def _is_contiguous(shape: Shape, said: Any, itemsize: int) -> bool:

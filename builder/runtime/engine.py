@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
+import os
 import time
 import weakref
 from contextlib import suppress
@@ -33,6 +35,7 @@ OF_THE_CALL = {"input-invalid", "profile-invalid"}
 ENOUGH = 3
 ENGINE, GRAPH, FALLBACK = "engine", "graph", "fallback"
 _OPEN: weakref.WeakSet[Engine] = weakref.WeakSet()
+_SPAWN = 'load it in each process, or start processes with "spawn"'
 
 
 class Settings(NamedTuple):
@@ -125,6 +128,13 @@ class Engine:
         finally:
             loaded.driver.leave(before)
 
+    def disown(self) -> None:
+        """Let the fallback answer in a forked process; what is on the GPU stays the parent's."""
+        loaded, self._loaded = self._loaded, None
+        # never taken apart here, not even when Python ends: TensorRT would call CUDA
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object((loaded, self._lanes)))
+        self.refusal = EngineRefused("run-failed", "the engine was loaded before this process was forked", fix=_SPAWN)
+
     def __enter__(self) -> Engine:  # noqa: PYI034  # Self came with Python 3.11
         """Return itself."""
         return self
@@ -132,6 +142,15 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        """Refuse to be pickled or copied: a copy would share the GPU's memory, and close it.
+
+        Raises:
+            TypeError: always.
+
+        """
+        raise TypeError("an engine cannot be pickled or copied: load it where it is used")
 
     def __del__(self) -> None:
         # an interpreter that ends has taken apart what this needs
@@ -146,7 +165,8 @@ class Engine:
             caller = self._callers.get(type(bound[0])) or self._recognise(bound[0])
             found, graph = self._on_host(bound) if caller is run_on_host else self._on_device(caller, bound)
         except EngineRefused as error:
-            refused = error
+            # a new one: the traceback would hold on to this call's tensors until Python collects its garbage
+            refused = error.again()
         except StageFailure as failure:
             refused = as_refused(failure)
         except Exception as error:  # noqa: BLE001  # whatever it is, it came from asking TensorRT
@@ -222,7 +242,7 @@ class Engine:
             caller: Any = self._torch
         elif getattr(value, "__cuda_array_interface__", None) is not None:
             caller = self._array
-        elif isinstance(value, np.ndarray):
+        elif isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
             caller = run_on_host
         else:
             raise unfit(self.inputs[0], type(value).__name__)
@@ -260,6 +280,16 @@ def _unexpected(error: Exception) -> EngineRefused:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return EngineRefused("out-of-memory", "there is no memory for this call", why=text)
     return EngineRefused("run-failed", "the engine could not run", why=text, fix="see the debug log")
+
+
+def _leave_to_parent() -> None:
+    # CUDA does not work in a forked process, and locks stay as another thread of the parent held them
+    for engine in list(_OPEN):
+        engine.disown()
+    _OPEN.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 @atexit.register

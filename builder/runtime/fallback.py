@@ -58,7 +58,7 @@ class OnnxFallback:
         session = self._open()
         names = [tensor.name for tensor in session.get_inputs()]
         feeds = dict(zip(names, args), **kwargs)
-        if len(args) > len(names) or set(feeds) != set(names):
+        if len(args) + len(kwargs) != len(names) or set(feeds) != set(names):
             raise TypeError(f"{self._path} takes {', '.join(names)}")
         found = session.run(None, {name: self._to_host(value) for name, value in feeds.items()})
         like = args[0] if args else feeds[names[0]]
@@ -75,7 +75,9 @@ class OnnxFallback:
                     raise EngineRefused("library-missing", what, why=str(error), fix="install onnxruntime") from error
                 if not os.path.isfile(self._path):
                     raise EngineRefused("file-missing", f"the fallback {self._path} is not there")
-                self._session = runtime.InferenceSession(self._path, providers=runtime.get_available_providers())
+                # TensorRT again would build an engine for minutes, and fail as it just has
+                providers = [name for name in runtime.get_available_providers() if "tensorrt" not in name.lower()]
+                self._session = runtime.InferenceSession(self._path, providers=providers)
             return self._session
 
     def _to_host(self, value: Any) -> np.ndarray:

@@ -90,6 +90,8 @@ def _read_engine(path: str, trust: Optional[str], *, allow_untrusted: bool) -> C
         what = f"{engine} has no manifest beside it, so nothing says what it is"
         raise EngineRefused("unsigned", what, fix="pull it, or name a folder that `enginefarm export` wrote")
     if bare:
+        # gigabytes of something else are not worth reading
+        _head(engine, _read(engine, BYTES_NEEDED))
         return _checked(engine, _read(engine, None), None)
     text = _read(manifest, LARGEST_JSON)
     facts = _facts(text, manifest)
@@ -169,12 +171,17 @@ _AGAIN = "pull or export it again"
 _CHUNK = 1 << 20
 
 
-def _checked(path: str, content: bytes, facts: Optional[Facts]) -> Checked:
+def _head(path: str, content: bytes) -> Header:
     header = read_header(content[:BYTES_NEEDED])
     if header.kind is None or header.version is None:
         what = f"{os.path.basename(path)} is no engine of TensorRT"
         raise EngineRefused("engine-invalid", what, why="it does not begin as one", fix=_AGAIN)
-    if facts is not None and _release(header.version) != _release(facts.tensorrt):
+    return header
+
+
+def _checked(path: str, content: bytes, facts: Optional[Facts]) -> Checked:
+    header = _head(path, content)
+    if facts is not None and _release(str(header.version)) != _release(facts.tensorrt):
         why = f"its head says TensorRT {header.version}, the manifest {facts.tensorrt}"
         raise EngineRefused("engine-header", f"{path} is of another TensorRT than its manifest says", why=why)
     return Checked(path, content, header, facts)
@@ -224,13 +231,18 @@ def _facts(text: bytes, path: str) -> Facts:
             stripped=options.get("strip_weights", False) is not False,
             weights={str(one["file"]): File(str(one["sha256"]), int(one["size"])) for one in engine.get("weights", ())},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"
         raise EngineRefused("manifest-invalid", f"{path} is not an engine's manifest", why=why, fix=_AGAIN) from error
 
 
 def _record(path: str) -> Optional[Dict[str, Any]]:
-    return _document(_read(path, LARGEST_JSON), path) if os.path.lexists(path) else None
+    if not os.path.lexists(path):
+        return None
+    if os.path.exists(path) and not os.path.isfile(path):
+        # a pipe would never end
+        raise EngineRefused("manifest-invalid", f"{path} is no file", fix=_AGAIN)
+    return _document(_read(path, LARGEST_JSON), path)
 
 
 def _refuse_untrusted(folder: str, trust: Optional[str]) -> None:

@@ -80,7 +80,9 @@ def check_tensorrt(checked: Checked, trt: Any) -> None:
 
     """
     built, here = _numbers(str(checked.header.version)), _numbers(str(trt.__version__))
-    if built[:3] == here[:3]:
+    # as far as both say: 8.6.1.2 does not load what 8.6.1.6 built
+    known = min(len(built), len(here))
+    if known and built[:known] == here[:known]:
         return
     if checked.facts is not None and checked.facts.version_compatible and _runs_later(built, here):
         return
@@ -106,7 +108,7 @@ def check_gpu(checked: Checked, device: Device) -> None:
 
 
 def _runs_later(built: Tuple[int, ...], here: Tuple[int, ...]) -> bool:
-    if built[:2] < COMPATIBLE_SINCE or here[:3] < built[:3]:
+    if built[:2] < COMPATIBLE_SINCE or here < built[: len(here)]:
         return False
     return built[0] == here[0] or (built[0], here[0]) in COMPATIBLE_ACROSS
 

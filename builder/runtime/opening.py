@@ -61,11 +61,13 @@ def load(  # noqa: PLR0913  # each is a choice of the application's, by name
         raise ValueError(f'trust is None or "{LOCAL}", not {trust!r}')
     if max_contexts < 1:
         raise ValueError(f"max_contexts is at least 1, not {max_contexts}")
+    if on_call is not None and not callable(on_call):
+        raise TypeError(f"on_call is a callable, not {type(on_call).__name__}")
     settings = Settings(cuda_graphs, reuse_outputs, max_contexts, on_call)
     answer = make_fallback(fallback, lambda: open_driver(device))
     engine = Engine(settings, answer)
     try:
-        checked = _read(os.fspath(model), trust, allow_untrusted=allow_untrusted)
+        checked = _read(os.fsdecode(model), trust, allow_untrusted=allow_untrusted)
         check_machine(checked, allow_host_code=allow_host_code)
         _attach(engine, checked, device, host_code=allow_host_code)
     except EngineRefused as refused:

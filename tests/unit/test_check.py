@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,24 @@ def test_names(store: Store) -> None:
     assert names(store, "yolo-small", every[3]) == every[3:]
     error = refusal(lambda: names(store, "yolo-fp61"))
     assert error.reason is Reason.NAME_UNKNOWN
+    assert "yolo" in (refusal(lambda: names(store, "yollo")).fix or "")
+    assert refusal(lambda: names(store, "")).reason is Reason.NAME_UNKNOWN
     assert find_model(store, "yol") == ()
+
+
+def test_what_is_neither_file_nor_folder_is_not_read(store: Store, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.plan")
+    for path in (tmp_path / "pipe.plan", Path("/dev/zero")):
+        assert refusal(lambda path=path: names(store, str(path))).reason is Reason.NAME_UNKNOWN  # type: ignore[misc]
+
+
+def test_a_cut_engine_of_tensorrt_rtx_is_known_by_its_head(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "own.plan"
+    rest = bytes((1, 7, 1, 116)) + b"vtrt" + (0b01000).to_bytes(8, "little")
+    path.write_bytes(b"vtrt" + bytes(12) + (100).to_bytes(8, "little") + rest + bytes(60))
+    assert "EF-716" not in codes(judged(path, store))
+    os.truncate(path, 90)
+    assert codes(judged(path, store))[0] == "EF-716"
 
 
 def test_the_newest_engine_of_a_job_counts(store: Store) -> None:
@@ -148,9 +166,12 @@ def test_a_folder_of_exported_engines(store: Store, tmp_path: Path) -> None:
     assert refusal(lambda: names(store, str(tmp_path / "none"))).reason is Reason.NAME_UNKNOWN
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"schema_version": 1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b'{"schema_version": 1}', b"\xff", b"size"])
 def test_a_manifest_that_is_none(content: bytes, store: Store, tmp_path: Path) -> None:
     path = Built().write(tmp_path / "engine")
+    if content == b"size":
+        document = json.loads(path.with_name(MANIFEST).read_bytes())
+        content = json.dumps(document | {"engine": document["engine"] | {"size": float("inf")}}).encode()
     path.with_name(MANIFEST).write_bytes(content)
     error = refusal(lambda: names(store, str(path)))
     assert error.reason is Reason.MANIFEST_INVALID
@@ -171,6 +192,8 @@ def test_exit_codes(
     assert main(["check", "yolo", "--precision", "fp32", "--facts", facts_file(tmp_path)]) == ExitCode.REFUSED
     assert main(["check", "nobody", "--facts", facts_file(tmp_path)]) == ExitCode.BAD_INPUT
     assert main(["check", "--facts", str(tmp_path / "none")]) == ExitCode.BAD_INPUT
+    for wish in (["--tensorrt", "newest"], ["--tensorrt", "10.x"], ["--precision", "fp61"]):
+        assert main(["check", *wish, "--facts", facts_file(tmp_path)]) == ExitCode.USAGE
 
 
 def test_an_empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

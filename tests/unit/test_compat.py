@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from builder.compat import (
+    PRECISIONS,
     Candidate,
     Finding,
     Fit,
@@ -18,10 +19,11 @@ from builder.compat import (
     rank,
     verdict,
 )
-from builder.compat_rules import KnownBad, read_known_bad, same_release
+from builder.compat_rules import KnownBad, load_rules, read_known_bad, same_release
 from builder.engine_header import Header
 from builder.errors import ExitCode, Reason
 from builder.machine import Facts, GpuFacts
+from builder.recipe import Precision
 
 A10 = GpuFacts(name="NVIDIA A10", sm="8.6", memory_bytes=22 << 30)
 MACHINE = Facts(
@@ -287,3 +289,62 @@ def test_no_engine_fits_lists_the_reasons() -> None:
     assert error.why is not None
     assert "EF-211 was built by TensorRT 8.6.1.6" in error.why
     assert "EF-201 is for SM 7.5; here: NVIDIA A10 (SM 8.6)" in error.why
+
+
+def test_every_precision_has_its_place() -> None:
+    assert set(PRECISIONS) == {one.value for one in Precision}
+
+
+@pytest.mark.parametrize(
+    ("machine", "wish", "refused"),
+    [
+        ({}, {}, True),
+        ({"tensorrt": None}, {}, False),
+        ({"tensorrt": None, "tensorrt_rtx": "1.7.1.116"}, {}, True),
+        # what loads it is elsewhere, as in a container
+        ({"tensorrt": "8.6.1.6"}, {"tensorrt": "10.9"}, False),
+        ({}, {"tensorrt": "10.9"}, True),
+    ],
+)
+def test_the_cuda_of_a_toolkit_says_nothing_of_a_tensorrt_that_is_elsewhere(
+    machine: dict[str, Any], wish: dict[str, Any], refused: bool
+) -> None:
+    found = judge(machine=replace(MACHINE, cuda="11.8", **machine), **wish)
+    assert (Reason.CUDA_MAJOR in {one.reason for one in found.refusals}) == refused
+    assert (Reason.CUDA_MAJOR in {one.reason for one in found.warnings}) != refused
+
+
+def test_a_jetson_is_itself_whoever_names_it() -> None:
+    orin = replace(
+        ENGINE, sms=("8.7",), device="Orin", architecture="arm64", l4t="36.4", tensorrt="10.3.0.30", cuda="12.6"
+    )
+    here = Facts(
+        os="linux",
+        architecture="arm64",
+        l4t="36.4.4",
+        driver="540.4.0",
+        driver_cuda="12.6",
+        gpus=(GpuFacts(name="Orin (nvgpu)", sm="8.7", memory_bytes=0),),
+        tensorrt="10.3.0.30",
+        cuda="12.6",
+    )
+    assert judge(orin, here).fit is Fit.EXACT_DEVICE
+
+
+@pytest.mark.parametrize(
+    ("gpu", "works"),
+    [
+        ("Tesla T4", True),
+        ("NVIDIA A100-SXM4-40GB", True),
+        ("NVIDIA RTX 6000 Ada Generation", True),
+        ("Quadro RTX 5000", True),
+        ("NVIDIA RTX 5000 Ada Generation", True),
+        ("NVIDIA GeForce RTX 4090", False),
+        ("RTX 3090", False),
+        ("RTX 2080 Ti", False),
+        ("NVIDIA TITAN RTX", False),
+        ("GTX 1650", False),
+    ],
+)
+def test_forward_compatibility_is_not_for_cards_of_players(gpu: str, works: bool) -> None:
+    assert load_rules().takes_forward_compatibility(gpu) == works

@@ -18,9 +18,9 @@ CLASSIC = b"ftrt" + bytes(0x14) + bytes((8, 6, 1, 6)) + bytes(100)
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (RTX, Header("tensorrt-rtx", "1.7.1.116", 6)),
+        (RTX, Header("tensorrt-rtx", "1.7.1.116", 6, 163820)),
         (CLASSIC, Header("tensorrt", "8.6.1.6")),
-        (RTX[:BYTES_NEEDED], Header("tensorrt-rtx", "1.7.1.116", 6)),
+        (RTX[:BYTES_NEEDED], Header("tensorrt-rtx", "1.7.1.116", 6, 163820)),
         (RTX[: BYTES_NEEDED - 1], Header("tensorrt-rtx", "1.7.1.116")),
         (CLASSIC[:0x1C], Header("tensorrt", "8.6.1.6")),
         (CLASSIC[:0x1B], Header("tensorrt", None)),

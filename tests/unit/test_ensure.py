@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +15,8 @@ import pytest
 
 from builder.check import ENGINE, Checked
 from builder.compat import Fit, Wish
-from builder.ensure import Action, Ensured, Means, Way, ensure_models
-from builder.errors import EnginefarmError, ExitCode, Reason
+from builder.ensure import Action, Ensured, Means, Way, ensure_models, find_asker
+from builder.errors import EnginefarmError, ErrorGroup, ExitCode, Reason
 from builder.machine import Facts
 from builder.project import Home
 from builder.report.ensured import ensured_json
@@ -241,7 +244,65 @@ def test_the_precision_of_the_last_session_stays(farm: Farm) -> None:
 
 def test_several_models(farm: Farm) -> None:
     Built(recipe="sam").add(farm.store)
-    assert [done.model for done in farm.ensure("yolo", "sam")] == ["yolo", "sam"]
+    assert [done.model for done in farm.ensure("yolo", "sam", "yolo")] == ["yolo", "sam"]
+
+
+def test_a_model_that_nobody_knows_does_not_stop_the_others(farm: Farm) -> None:
+    Built(recipe="sam").add(farm.store)
+    farm.buildable = EnginefarmError(Reason.RECIPE_UNKNOWN, "no recipe matches")
+    error = refusal(lambda: farm.ensure("yolo", "yolov99", "sam"))
+    assert (error.reason, farm.placed) == (Reason.NO_ENGINE_FITS, [ON_T4.job, Built(recipe="sam").job])
+    assert "yolov99" in error.what
+    error = refusal(lambda: farm.ensure("a", "yolo", "b"))
+    assert isinstance(error, ErrorGroup)
+    assert "2 of 3 models" in error.what
+
+
+def test_a_trust_problem_stops_at_once(farm: Farm) -> None:
+    farm.published, farm.auto = EnginefarmError(Reason.UNSIGNED, "nobody signed it"), True
+    assert refusal(lambda: farm.ensure("sam", "yolo")).reason is Reason.UNSIGNED
+    assert farm.placed == []
+
+
+def test_who_says_no_to_pulling_and_has_no_recipe_hears_what_would_help(farm: Farm) -> None:
+    farm.facts, farm.answers, farm.published = AN_A100, [False], ON_A100
+    farm.buildable = EnginefarmError(Reason.PROJECT_MISSING, "no recipes/ here")
+    error = refusal(farm.one)
+    assert (error.reason, error.fix) == (Reason.NO_ENGINE_FITS, "--auto, or auto=True, would pull yolo")
+
+
+def test_a_gpu_that_is_gone_is_a_change(farm: Farm) -> None:
+    farm.one()
+    farm.facts = replace(machine(), gpus=())
+    assert refusal(farm.one).reason is Reason.GPU_NEEDED
+    assert "yolo: since the last session: GPU Tesla T4 -> none" in farm.told
+
+
+class NoInputError(NotImplementedError):
+    """As `StdinNotImplementedError` of IPython, which nbconvert and papermill let `input` raise."""
+
+
+@pytest.mark.parametrize(("said", "answer"), [(NoInputError(), False), (EOFError(), False), ("Yes", True), ("", False)])
+def test_who_is_asked(said: str | Exception, answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said_by(_prompt: str) -> str:
+        if isinstance(said, str):
+            return said
+        raise said
+
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    monkeypatch.setattr("builtins.input", said_by)
+    ask = find_asker()
+    assert ask is not None
+    assert ask("pull yolo?") is answer
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_services_have_nobody_to_ask(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr(sys, "stdin", stream if closed else None)
+    assert find_asker() is None
 
 
 @pytest.mark.parametrize("name", ["", "../x", "*", "a/b", ".x"])

@@ -182,6 +182,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         ({"gpus": [{"name": "A10", "sm": "8.6", "cores": 3}]}, 9, "there is no fact 'cores' of a GPU"),
         ({"gpu": []}, 5, "there is no fact 'gpu'"),
         ({"schema": 2}, 2, "schema 2 is not 1"),
+        ({"schema": True}, 2, "schema True is not 1"),
+        ({"gpus": [{"name": "A10\x1b[2J", "sm": "8.6"}]}, 7, r"name: 'A10\x1b[2J' has characters"),
     ],
 )
 def test_a_wrong_fact_is_placed(changes: dict[str, Any], line: int, says: str, tmp_path: Path) -> None:
@@ -189,6 +191,14 @@ def test_a_wrong_fact_is_placed(changes: dict[str, Any], line: int, says: str, t
     error = wrong(tmp_path, json.dumps(document, indent=2))
     assert error.where == f"{tmp_path}/facts.json:{line}"
     assert error.what.startswith(says)
+
+
+def test_facts_as_people_and_windows_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"os": "Windows", "architecture": "AMD64"}')
+    assert load_facts(path) == Facts(os="windows", architecture="amd64")
+    path.write_text('{"os": "Linux", "architecture": "aarch64"}', encoding="utf-8")
+    assert load_facts(path) == Facts(os="linux", architecture="arm64")
 
 
 def test_a_missing_fact_has_no_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -275,3 +276,26 @@ def test_a_registry_that_stays_away(registry: Registry, fake: FakeRegistry, file
     with pytest.raises(EnginefarmError) as caught:
         registry.push(file, DIGEST, SIZE)
     assert caught.value.reason is Reason.REGISTRY_UNREACHABLE
+
+
+def test_an_interrupted_cell_of_a_notebook_stops_what_runs(registry: Registry) -> None:
+    """Nobody handles Ctrl-C there: it comes as an exception while transfers are waited for."""
+    stopped, main = threading.Event(), threading.get_ident()
+
+    def work() -> None:
+        try:
+            signal.pthread_kill(main, signal.SIGINT)
+            for _ in range(10000):
+                registry.push(b"x", oci.digest_of(b"x"), 1)
+        except EnginefarmError:
+            stopped.set()
+            raise
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            registry.together([work])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.wait(5)
+    assert registry.together([lambda: 1]) == [1]

@@ -162,8 +162,8 @@ def test_inputs_that_are_not_the_engines(two: Bench, args: Any, kwargs: Any) -> 
 
 @pytest.mark.parametrize(
     "value",
-    [X.astype(np.float64), X.astype(np.int32), [1.0], None, "x", np.float32(1)],
-    ids=["double", "int", "list", "none", "text", "scalar"],
+    [X.astype(np.float64), X.astype(np.int32), [1.0], None, "x", np.float32(1), np.ma.masked_array(X, X > 3)],
+    ids=["double", "int", "list", "none", "text", "scalar", "masked"],
 )
 def test_values_of_another_type_are_refused(bench: Bench, value: Any) -> None:
     with bench.load() as engine:

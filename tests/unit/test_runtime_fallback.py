@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import os
+import pickle
+import signal
 import sys
 import types
+import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from builder.runtime import DeviceArray, EngineRefused, load
+from builder.runtime import DeviceArray, Engine, EngineRefused, load
 from tests.runtime_fakes import Bench, X, fake_torch, make_bench, refused_by, warning_lines
 
 bench = pytest.fixture(make_bench)
 lines = pytest.fixture(warning_lines)
 SAID = "the fallback runs"
+PROVIDERS = (
+    "TensorrtExecutionProvider",
+    "NvTensorRtRtxExecutionProvider",
+    "CUDAExecutionProvider",
+    "CPUExecutionProvider",
+)
 
 
 class Session:
@@ -25,6 +38,7 @@ class Session:
 
     def __init__(self, path: str = "", providers: Any = None) -> None:
         self.opened.append(path)
+        assert providers is None or providers == ["CUDAExecutionProvider", "CPUExecutionProvider"], "TensorRT again"
 
     def get_inputs(self) -> list[Any]:
         return [types.SimpleNamespace(name="x")]
@@ -37,7 +51,7 @@ class Session:
 @pytest.fixture
 def onnxruntime(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module: Any = types.ModuleType("onnxruntime")
-    module.InferenceSession, module.get_available_providers = Session, lambda: ["CPUExecutionProvider"]
+    module.InferenceSession, module.get_available_providers = Session, lambda: list(PROVIDERS)
     monkeypatch.setitem(sys.modules, "onnxruntime", module)
     Session.opened.clear()
     return Session.opened
@@ -239,3 +253,53 @@ def test_what_was_refused_can_be_asked(bench: Bench) -> None:
     assert engine.checked.content == b""
     assert isinstance(refused_by(lambda: engine(X.astype(np.float64))), EngineRefused)
     engine.close()
+
+
+def test_an_input_given_twice_is_an_error_of_the_onnx_fallback_too(bench: Bench) -> None:
+    with bench.load(Session()) as engine, pytest.raises(TypeError, match="takes x"):
+        engine(X, x=X)
+
+
+@pytest.mark.parametrize("fallback", [None, lambda _value: 0])
+def test_a_refused_call_lets_go_of_its_inputs_at_once(bench: Bench, fallback: Any) -> None:
+    """The garbage collector knows nothing of the GPU's memory, and may not come for long."""
+
+    class Array(np.ndarray):
+        pass
+
+    def call(engine: Engine) -> weakref.ref[Array]:
+        value = np.zeros((9, 4), np.float32).view(Array)
+        with suppress(EngineRefused):
+            engine(value)
+        return weakref.ref(value)
+
+    with bench.load(fallback) as engine:
+        gc.collect()
+        gc.disable()
+        try:
+            assert call(engine)() is None
+        finally:
+            gc.enable()
+
+
+def test_a_forked_process_leaves_the_engine_to_its_parent(bench: Bench) -> None:
+    with bench.load(lambda value: value * 10) as engine:
+        engine(X)
+        # as another thread of the parent would hold it while the process is forked
+        with engine._lanes._all[0].lock:
+            child = os.fork()
+            if child == 0:
+                signal.alarm(5)
+                answer = engine(X)
+                engine.close()
+                os._exit(0 if (answer == X * 10).all() and engine.refusal is not None else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        np.testing.assert_array_equal(engine(X), X * 2)
+
+
+def test_an_engine_is_neither_pickled_nor_copied(bench: Bench) -> None:
+    with bench.load() as engine:
+        for make in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="load it where it is used"):
+                make(engine)
+        np.testing.assert_array_equal(engine(X), X * 2)

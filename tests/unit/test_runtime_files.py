@@ -9,6 +9,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,22 @@ def test_a_record_that_is_none_is_refused(folder: Path, text: str) -> None:
     assert reason(refused) in {"manifest-invalid", "identity-mismatch"}
 
 
+def test_a_record_that_is_a_pipe_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "trust.json")
+    with pytest.raises(EngineRefused) as refused:
+        load(folder)
+    assert reason(refused) == "manifest-invalid"
+
+
+def test_gigabytes_that_are_no_engine_are_not_read(tmp_path: Path) -> None:
+    bare = tmp_path / "bare.plan"
+    bare.write_bytes(b"PK")
+    os.truncate(bare, 100 << 30)
+    with pytest.raises(EngineRefused) as refused:
+        load(bare, allow_untrusted=True)
+    assert reason(refused) == "engine-invalid"
+
+
 @pytest.mark.parametrize("name", [".", "model.plan", "manifest.json"])
 def test_what_everybody_may_change_is_nobodys(folder: Path, name: str) -> None:
     path = folder / name
@@ -162,6 +179,7 @@ def test_a_bare_file_needs_the_flag(folder: Path, tmp_path: Path) -> None:
         load(bare, trust="local")
     assert reason(refused) == "unsigned"
     load(bare, allow_untrusted=True).close()
+    load(os.fsencode(bare), allow_untrusted=True).close()  # type: ignore[arg-type]
     load(folder / "model.plan", trust="local").close()
 
 
@@ -179,6 +197,7 @@ def test_a_file_that_is_too_large_is_not_read(folder: Path, monkeypatch: pytest.
         {"schema_version": True},
         {"engine": {}},
         {"engine__size": "many"},
+        {"engine__size": float("inf")},
         {"target__sms": None},
         {"build": {"options": None}},
     ],
@@ -268,6 +287,22 @@ def test_releases(scene: tuple[FakeTensorRT, bytes], tmp_path: Path, here: str, 
     assert VERSION in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("here", "compatible", "fits"),
+    [("8.6.1.6", False, True), ("8.6.1.2", False, False), ("8.6.1.2", True, False), ("8.6.1.9", True, True)],
+)
+def test_build_numbers_count_where_both_say_them(
+    scene: tuple[FakeTensorRT, bytes], tmp_path: Path, here: str, compatible: bool, fits: bool
+) -> None:
+    """An engine of 8.6.1.6 was reported to be unusable with 8.6.1.2."""
+    folder = write_folder(tmp_path / "e", scene[1], build__options__version_compatible=compatible)
+    checked = read_engine(str(folder), trust="local")
+    checked = checked._replace(header=checked.header._replace(version="8.6.1.6"))
+    trt: Any = type("TensorRT", (), {"__version__": here})
+    with nullcontext() if fits else pytest.raises(EngineRefused, match=r"built by TensorRT 8\.6\.1\.6"):
+        check_tensorrt(checked, trt)
+
+
 @pytest.mark.skipif(not PORTABILITY.exists(), reason="the resolver's data are not here")
 def test_rules_are_the_resolvers() -> None:
     if sys.version_info >= (3, 11):
@@ -354,3 +389,5 @@ def test_tensorrts_words(words: str, slug: str) -> None:
 def test_arguments_that_mean_nothing_are_errors(folder: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^(trust|max_contexts) is"):
         load(folder, lambda: None, **options)
+    with pytest.raises(TypeError, match=r"^on_call is"):
+        load(folder, lambda: None, on_call=5)  # type: ignore[arg-type]

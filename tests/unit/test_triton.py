@@ -224,6 +224,36 @@ def test_two_tensorrts_do_not_mix() -> None:
     assert "--name '*-trt10.9-cuda12.8-*'" in (error.fix or "")
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"platform": "linux/arm64", "name": "l4t36.4-trt8.6"}, "platform linux/amd64, linux/arm64"),
+        ({"cuda": "11.8", "name": "trt8.6-cuda11.8"}, "CUDA 11, 13"),
+    ],
+)
+def test_platforms_and_cudas_do_not_mix(change: dict[str, str], says: str) -> None:
+    first, other = described("8.6"), described("8.7")
+    other = other.model_copy(update={"stack": other.stack.model_copy(update=change)})
+    error = refusal(lambda: repository([first, other]))
+    assert (error.reason, says in error.what) == (Reason.OPTION_UNSUPPORTED, True)
+    assert change["name"] in (error.fix or "")
+
+
+@pytest.mark.parametrize(
+    "options", [{"hardware_compatibility": "same_compute_capability"}, {"version_compatible": True}], ids=str
+)
+@pytest.mark.parametrize("suffix", ["-a", ""])
+def test_of_two_engines_for_one_sm_the_fastest_stays(options: dict[str, Any], suffix: str) -> None:
+    tuned = described("8.6")
+    tuned = tuned.model_copy(update={"job": f"{tuned.job}{suffix and '-z'}"})
+    wide = tuned.model_copy(
+        update={"job": f"{tuned.job}-a", "build": tuned.build.model_copy(update={"options": options})}
+    )
+    for pair in ([tuned, wide], [wide, tuned]):
+        (model,) = repository(pair)
+        assert dict(model.files) == {"sm86.plan": tuned.job}
+
+
 @pytest.mark.parametrize("part", ["inputs", "outputs", "profiles"])
 def test_engines_of_another_recipe_do_not_mix(part: str) -> None:
     other: Any = {

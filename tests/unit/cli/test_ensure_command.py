@@ -10,6 +10,7 @@ import pytest
 from builder.cli import main
 from builder.errors import ExitCode
 from builder.facts_file import facts_json
+from builder.pull import PULLED
 from builder.store import Store
 from tests.headed import A100, Built, machine
 
@@ -61,3 +62,23 @@ def test_what_it_would_do_is_said(home: Path, capsys: pytest.CaptureFixture[str]
     text = " ".join(capsys.readouterr().err.split())
     way = "build resnet18-fp16-trtrtx1.7-cuda13-sm80-sm86"
     assert f"would pull the engine that fits from localhost:5000/engines/resnet18, else {way}" in text
+
+
+def test_a_pulled_engine_that_made_room_is_placed_again_if_it_is_trusted(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Built(recipe="sam").add(Store(home / "store"), annotations={PULLED: "localhost:5000/sam@sha256:0"})
+    policy = home.parent / "policy.toml"
+    policy.write_text('unsigned = "refuse"\n', encoding="utf-8")
+    arguments = ["ensure", "sam", "--facts", "t4.json", "--policy", str(policy)]
+    assert main(arguments) == ExitCode.UNTRUSTED
+    assert not (home / "engines").exists()
+    policy.write_text('unsigned = "allow"\n', encoding="utf-8")
+    assert main(arguments) == ExitCode.OK
+    trust = json.loads((home / "engines" / "sam" / "trust.json").read_text(encoding="utf-8"))
+    assert (trust["reference"], trust["signer"]) == ("localhost:5000/sam@sha256:0", None)
+    # another precision was pulled since
+    Built(recipe="sam", precision="fp32").add(Store(home / "store"), annotations={PULLED: "localhost:5000/sam"})
+    assert main([*arguments, "--precision", "fp32"]) == ExitCode.OK
+    assert main([*arguments, "--precision", "fp16"]) == ExitCode.OK
+    assert (home / "engines" / "sam" / "model.plan").read_bytes() == Built(recipe="sam").content
