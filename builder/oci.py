@@ -66,6 +66,22 @@ def manifest(kind: str, layers: list[Document]) -> bytes:
     return json.dumps(document, indent=2, sort_keys=True).encode()
 
 
+def referrer(
+    subject: Mapping[str, Any], kind: str, title: str, content: bytes, annotations: Mapping[str, str] | None = None
+) -> bytes:
+    """Serialise the manifest of a document that belongs to another manifest, its subject. `kind`: a media type."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": kind,
+        "config": descriptor(EMPTY_TYPE, digest_of(EMPTY), len(EMPTY)),
+        "layers": [descriptor(kind, digest_of(content), len(content), {TITLE: title})],
+        "subject": {name: subject[name] for name in ("mediaType", "digest", "size")},
+        **({"annotations": dict(annotations)} if annotations else {}),
+    }
+    return json.dumps(document, sort_keys=True).encode()
+
+
 def index(descriptors: list[Document]) -> bytes:
     """Serialise index.json, one descriptor a line: json indents ten times slower than it writes."""
     lines = ",\n".join(json.dumps(one, sort_keys=True) for one in descriptors)

@@ -233,23 +233,13 @@ class Registry:
             EnginefarmError: INDEX_CONTESTED where the list of referrers is kept under a tag that others keep writing.
 
         """
-        digest = oci.digest_of(content)
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": oci.MANIFEST_TYPE,
-            "artifactType": artifact_type,
-            "config": oci.descriptor(oci.EMPTY_TYPE, oci.digest_of(oci.EMPTY), len(oci.EMPTY)),
-            "layers": [oci.descriptor(artifact_type, digest, len(content), {oci.TITLE: title})],
-            "subject": {name: subject[name] for name in ("mediaType", "digest", "size")},
-            **({"annotations": dict(annotations)} if annotations else {}),
-        }
-        raw = json.dumps(manifest, sort_keys=True).encode()
+        raw = oci.referrer(subject, artifact_type, title, content, annotations)
         entry = oci.descriptor(oci.MANIFEST_TYPE, oci.digest_of(raw), len(raw), annotations)
         entry["artifactType"] = artifact_type
         if any(one.get("digest") == entry["digest"] for one in self.referrers(subject["digest"], artifact_type)):
             return entry
         self.push(oci.EMPTY, oci.digest_of(oci.EMPTY), len(oci.EMPTY))
-        self.push(content, digest, len(content))
+        self.push(content, oci.digest_of(content), len(content))
         answer = self._put(entry["digest"], raw, oci.MANIFEST_TYPE)
         # a registry that lists referrers itself says so
         if answer.headers.get("OCI-Subject") != subject["digest"]:
