@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def command(  # noqa: PLR0913 - one parameter per option
         plain_http=plain_http,
     )
     # questions go to the terminal as all but data does
-    ask = None if as_json or find_asker() is None else lambda question: click.confirm(question, err=True)
+    ask = None if as_json or find_asker() is None else _ask
     means = real_means(setup, auto=auto, ask=ask, say=err.line)
     wish = Wish(precision=precision, stack=stack, tensorrt=tensorrt)
     with stop_on_signals(cancel, lambda: err.line("stopping"), err):
@@ -77,3 +78,12 @@ def command(  # noqa: PLR0913 - one parameter per option
         output.print_json({"models": [ensured_json(one) for one in done]})
     else:
         output.print_lines([f"{one.model} {one.job} {one.path}" for one in done])
+
+
+def _ask(question: str) -> bool:
+    # while a run is to be stopped by Ctrl-C, a question would not hear of it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return click.confirm(question, err=True)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from builder.cli import main
+from builder.cli.ensure import _ask
+from builder.cli.interrupt import stop_on_signals
 from builder.errors import ExitCode
 from builder.facts_file import facts_json
 from builder.pull import PULLED
 from builder.store import Store
+from builder.terminal import open_terminal
 from tests.headed import A100, Built, machine
 
 ROOT = Path(__file__).parents[3]
@@ -82,3 +88,15 @@ def test_a_pulled_engine_that_made_room_is_placed_again_if_it_is_trusted(
     assert main([*arguments, "--precision", "fp32"]) == ExitCode.OK
     assert main([*arguments, "--precision", "fp16"]) == ExitCode.OK
     assert (home / "engines" / "sam" / "model.plan").read_bytes() == Built(recipe="sam").content
+
+
+def test_ctrl_c_at_a_question_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it asks what runs to stop; a question would go on waiting for its answer."""
+    cancel = threading.Event()
+    monkeypatch.setattr("click.confirm", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    with (
+        stop_on_signals(cancel, lambda: None, open_terminal(sys.stderr, {})),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        _ask("pull yolo?")
+    assert not cancel.is_set()
