@@ -17,6 +17,7 @@ from builder.errors import EnginefarmError, Reason
 from builder.machine import Facts, GpuFacts
 
 __all__ = [
+    "MOST_TOLD",
     "Candidate",
     "Finding",
     "Fit",
@@ -29,6 +30,9 @@ __all__ = [
     "rank",
     "verdict",
 ]
+
+MOST_TOLD = 50
+"""Whoever writes a list chooses how long it is."""
 
 _RTX, _CLASSIC = "TensorRT-RTX", "TensorRT"
 # Among engines that fit alike and of which none was asked for: the fastest first, int8 last as it is the least exact.
@@ -153,8 +157,11 @@ def header_findings(candidate: Candidate, header: Header) -> tuple[Finding, ...]
 
 
 def no_fit(verdicts: Sequence[Verdict], what: str) -> EnginefarmError:
-    """Say that none of some engines fits, and why each does not. `what` names them, such as "engine of resnet18"."""
-    lines = [f"{one.candidate.job}: {'; '.join(_said(finding) for finding in one.refusals)}" for one in verdicts]
+    """Say that none of some engines fits, and why not: of each of the first. `what`: such as "engine of resnet18"."""
+    told = verdicts[:MOST_TOLD]
+    lines = [f"{one.candidate.job}: {'; '.join(_said(finding) for finding in one.refusals)}" for one in told]
+    if len(verdicts) > len(told):
+        lines.append(f"and {len(verdicts) - len(told)} more")
     return EnginefarmError(
         Reason.NO_ENGINE_FITS, f"no {what} fits this machine", why="\n".join(lines) or "there is none"
     )

@@ -287,3 +287,11 @@ def test_no_engine_fits_lists_the_reasons() -> None:
     assert error.why is not None
     assert "EF-211 was built by TensorRT 8.6.1.6" in error.why
     assert "EF-201 is for SM 7.5; here: NVIDIA A10 (SM 8.6)" in error.why
+
+
+def test_a_list_of_any_length_is_told_shortly() -> None:
+    engines = [replace(ENGINE, job=f"job{number}", sms=("7.5",)) for number in range(200)]
+    error = no_fit(rank(engines, MACHINE, Wish(), ()), "engine of detector")
+    lines = (error.why or "").splitlines()
+    assert len(lines) == 51
+    assert lines[-1] == "and 150 more"
