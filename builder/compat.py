@@ -17,6 +17,7 @@ from builder.errors import EnginefarmError, Reason
 from builder.machine import Facts, GpuFacts
 
 __all__ = [
+    "MOST_TOLD",
     "PRECISIONS",
     "Candidate",
     "Finding",
@@ -30,6 +31,9 @@ __all__ = [
     "rank",
     "verdict",
 ]
+
+MOST_TOLD = 50
+"""Whoever writes a list chooses how long it is."""
 
 _RTX, _CLASSIC = "TensorRT-RTX", "TensorRT"
 # Among engines that fit alike and of which none was asked for: the fastest first, int8 last as it is the least exact.
@@ -154,8 +158,11 @@ def header_findings(candidate: Candidate, header: Header) -> tuple[Finding, ...]
 
 
 def no_fit(verdicts: Sequence[Verdict], what: str) -> EnginefarmError:
-    """Say that none of some engines fits, and why each does not. `what` names them, such as "engine of resnet18"."""
-    lines = [f"{one.candidate.job}: {'; '.join(_said(finding) for finding in one.refusals)}" for one in verdicts]
+    """Say that none of some engines fits, and why not: of each of the first. `what`: such as "engine of resnet18"."""
+    told = verdicts[:MOST_TOLD]
+    lines = [f"{one.candidate.job}: {'; '.join(_said(finding) for finding in one.refusals)}" for one in told]
+    if len(verdicts) > len(told):
+        lines.append(f"and {len(verdicts) - len(told)} more")
     return EnginefarmError(
         Reason.NO_ENGINE_FITS, f"no {what} fits this machine", why="\n".join(lines) or "there is none"
     )
@@ -301,7 +308,7 @@ def _look(case: _Case, index: int, gpu: GpuFacts, known_bad: Sequence[KnownBad])
 def _hardware(case: _Case, gpu: GpuFacts) -> Fit:
     candidate, level = case.candidate, _level(case)
     if gpu.sm in candidate.sms:
-        if candidate.device is not None and _same_device(candidate.device, gpu.name):
+        if candidate.device is not None and _bare(candidate.device) == _bare(gpu.name):
             return Fit.EXACT_DEVICE
         return Fit.HARDWARE_COMPATIBLE if level == "ampere_plus" else Fit.SAME_SM
     if level == "ampere_plus" and numbers(gpu.sm) >= case.rules.ampere_plus_min_sm:
@@ -351,10 +358,6 @@ def _installed(facts: Facts, wish: Wish, *, rtx: bool) -> tuple[str | None, str 
         is_rtx = numbers(wish.tensorrt)[:1] == (1,)
         classic, other = (None, wish.tensorrt) if is_rtx else (wish.tensorrt, None)
     return (other, classic) if rtx else (classic, other)
-
-
-def _same_device(one: str, other: str) -> bool:
-    return _bare(one) == _bare(other)
 
 
 def _bare(device: str) -> str:

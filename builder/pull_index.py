@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from builder import oci
 from builder.artifact import SIGNATURE_TYPE, ModelIndex, parse_index
-from builder.compat import Candidate, Fit, Verdict, candidate_of_annotations, no_fit, rank
+from builder.compat import MOST_TOLD, Candidate, Fit, Verdict, candidate_of_annotations, no_fit, rank
 from builder.errors import EnginefarmError, Reason
 from builder.places import Located, Place
 from builder.policy_rules import IndexRule, Policy
@@ -73,7 +73,8 @@ def choose_engine(index: ModelIndex, machine: Machine) -> Choice:
         try:
             candidates.append(candidate_of_annotations(entry))
         except EnginefarmError as error:
-            unread.append(f"{digest}: {error.reason.value.code} {error.what}: {error.why}")
+            if len(unread) < MOST_TOLD:
+                unread.append(f"{digest}: {error.reason.value.code} {error.what}: {error.why}")
     verdicts = rank(candidates, machine.facts, machine.wish, machine.known_bad)
     if not verdicts or verdicts[0].fit is Fit.NONE:
         refusal = no_fit(verdicts, f"engine of {index.model}")

@@ -348,3 +348,11 @@ def test_a_jetson_is_itself_whoever_names_it() -> None:
 )
 def test_forward_compatibility_is_not_for_cards_of_players(gpu: str, works: bool) -> None:
     assert load_rules().takes_forward_compatibility(gpu) == works
+
+
+def test_a_list_of_any_length_is_told_shortly() -> None:
+    engines = [replace(ENGINE, job=f"job{number}", sms=("7.5",)) for number in range(200)]
+    error = no_fit(rank(engines, MACHINE, Wish(), ()), "engine of detector")
+    lines = (error.why or "").splitlines()
+    assert len(lines) == 51
+    assert lines[-1] == "and 150 more"
