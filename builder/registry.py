@@ -18,7 +18,7 @@ from builder import oci
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener
 from builder.registry_session import Answer, Session, follow
-from builder.registry_transfer import Meter, download, upload, upload_bytes
+from builder.registry_transfer import UNSURE, Meter, download, upload, upload_bytes
 
 T = TypeVar("T")
 
@@ -200,7 +200,8 @@ class Registry:
         self._check_stop()
         if isinstance(content, bytes) and oci.digest_of(content) != digest:
             raise EnginefarmError(Reason.STORE_CORRUPT, f"content to push does not have the digest {digest}")
-        if not self._ask("HEAD", f"blobs/{digest}", allowed=_NOT_FOUND).missing:
+        # a registry that was killed while it wrote a blob may fail at it for ever, unless it is sent again
+        if self._ask("HEAD", f"blobs/{digest}", allowed=UNSURE).status == HTTPStatus.OK:
             return False
         if mount_from is not None and self._mounted(digest, mount_from):
             return False

@@ -25,6 +25,8 @@ _BEHIND = 32 << 20
 # fits the processor's cache: larger ones are slower
 _CHUNK = 256 << 10
 _OCTETS = {"Content-Type": "application/octet-stream"}
+# answers to whether a blob is there that do not say yes
+UNSURE = (HTTPStatus.NOT_FOUND, HTTPStatus.INTERNAL_SERVER_ERROR)
 # the registry knows nothing of an upload, or of less of it than we thought
 _FORGOTTEN = (404, 405, 416)
 
@@ -230,7 +232,7 @@ class _Upload:
     def _look(self) -> bool:
         """Ask how far the registry got. True: it has the whole."""
         path = f"{self._repository}/blobs/{self._digest}"
-        if not self._session.ask("HEAD", path, allowed=(HTTPStatus.NOT_FOUND,)).missing:
+        if self._session.ask("HEAD", path, allowed=UNSURE).status == HTTPStatus.OK:
             return True
         answer = self._session.ask("GET", self._place, allowed=_FORGOTTEN)
         last = number(answer.headers.get("Range", "").rpartition("-")[2])

@@ -150,16 +150,16 @@ def pull_until_done(home: Home, address: str, one: Parcel, pushed: Entry, told: 
 def test_two_hundred_faults(registry: str, tmp_path: Path) -> None:
     source, told, older, rounds = Store(tmp_path / "source"), Counter[Reason](), list[str | None]([None]), 0
     with faults_before(registry, seed=20261121, rate=0.4) as proxy:
-        while proxy.injected.total() < FAULTS:
+        while proxy.injected.total() < FAULTS or set(proxy.injected) != set(Fault):
             rounds += 1
+            assert rounds < 40, proxy.injected
             one = large(rounds)
             pushed = add_parcel(source, one)
             digest = insist(lambda: push(source, proxy.address), lambda: look_at_registry(registry, older[-1]), told)
             assert look_at_registry(registry, digest) == digest
             older.append(digest)
             pull_until_done(Home(root=tmp_path / f"home-{rounds}"), proxy.address, one, pushed, told)
-    # the faults were of every kind, and some were more than retries within a command could bear
-    assert set(proxy.injected) == set(Fault)
+    # some were more than retries within a command could bear
     assert told[Reason.REGISTRY_UNREACHABLE] > 0
     assert rounds > 1
 
