@@ -63,8 +63,11 @@ class Desk:
     def trust(self, name: str = "release", *, more: str = "") -> None:
         """Trust the current key of a name, besides those trusted already."""
         path = self.home / "policy.toml"
-        rule = path.read_text(encoding="utf-8") if path.exists() else f'{more}\n[[rules]]\nmodels = ["*"]\n'
-        path.write_text(rule + self.run("keys", "export", name, "--policy"), encoding="utf-8")
+        rule = self.run("keys", "export", name, "--policy")
+        if path.exists():
+            # one more key for the same rule
+            rule = path.read_text(encoding="utf-8") + rule[rule.index("[[rules.keys]]") :]
+        path.write_text(f"{more}\n{rule}", encoding="utf-8")
 
     def key(self, name: str = "release") -> dict[str, Any]:
         """Find the current key of a name."""
