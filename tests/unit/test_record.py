@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,9 @@ def test_nothing_compared_is_not_passed(tmp_path: Path) -> None:
     nothing = {"engine_verified": False, "engine_reason": reason, "method": None, "reference": None}
     made = make_manifest(evidence(tmp_path, {}, nothing))
     assert (made.proof.status, made.proof.engine_verified, made.proof.reason) == ("skipped", False, reason)
+
+
+def test_the_commit_of_the_project_is_kept(tmp_path: Path) -> None:
+    found = evidence(tmp_path, {}, {})
+    assert make_manifest(found).recipe.commit is None
+    assert make_manifest(replace(found, commit="c" * 40)).recipe.commit == "c" * 40
