@@ -36,7 +36,6 @@ LAST_SERIAL = 10**18 - 1
 MAX_BYTES = 8 << 30
 _REQUIRED = frozenset({MODEL_PLAN, "key.json", "proof.json", LAYERS})
 # what is read into memory
-_DOCUMENT_BYTES = 4 << 20
 _CACHE_BYTES = 1 << 30
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # ASCII digits, and few: int() refuses more than some thousand of them
@@ -129,7 +128,7 @@ def parse_artifact(content: bytes, where: str, max_bytes: int = MAX_BYTES) -> Ar
     if config["mediaType"] != CONFIG_TYPE:
         _refuse_newer(config["mediaType"], where)
         raise _invalid(where, f"its config is {config['mediaType']!r}, not {CONFIG_TYPE}")
-    _check_size(MANIFEST, config["size"], _DOCUMENT_BYTES, where)
+    _check_size(MANIFEST, config["size"], oci.DOCUMENT_BYTES, where)
     listed = document.get("layers")
     if not isinstance(listed, list):
         raise _invalid(where, "it has no list of layers")
@@ -291,12 +290,12 @@ def _entry(one: object, where: str) -> oci.Document:
     platform = entry.get("platform")
     if not isinstance(platform, dict) or not all(isinstance(platform.get(n), str) for n in ("os", "architecture")):
         raise _invalid(where, "an entry of the index lacks its platform")
-    _check_size("an OCI manifest", entry["size"], _DOCUMENT_BYTES, where)
+    _check_size("an OCI manifest", entry["size"], oci.DOCUMENT_BYTES, where)
     return entry
 
 
 def _document(content: bytes, where: str) -> dict[str, Any]:
-    _check_size("the document", len(content), _DOCUMENT_BYTES, where)
+    _check_size("the document", len(content), oci.DOCUMENT_BYTES, where)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -358,7 +357,7 @@ def _title(described: oci.Document, where: str) -> str:
 def _limit(title: str, max_bytes: int) -> int:
     if title in {MODEL_PLAN, *WEIGHTS}:
         return max_bytes
-    return _DOCUMENT_BYTES if title.endswith(".json") else min(_CACHE_BYTES, max_bytes)
+    return oci.DOCUMENT_BYTES if title.endswith(".json") else min(_CACHE_BYTES, max_bytes)
 
 
 def _check_size(what: str, size: int, limit: int, where: str) -> None:

@@ -6,11 +6,10 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
 from builder.compat import Candidate, Verdict, candidate_of_manifest, no_fit, rank, verdict
-from builder.engine_folder import copy_engine, loadable_files, place_engine
+from builder.engine_folder import offer_engine
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note
 from builder.machine import Facts
@@ -26,7 +25,6 @@ from builder.selection import Selection, load_catalogue
 from builder.stacks import Stack, build_stacks, load_stacks
 from builder.store import Store
 from builder.targets import load_targets
-from builder.titles import ENGINE, MANIFEST
 
 # stands in trust.json where a registry's reference would: this machine built the engine
 BUILT_HERE = "built here"
@@ -56,8 +54,8 @@ class Workshop:
     cancel: threading.Event
 
 
-def pull_or_build(puller: Puller, located: Located, order: Order, workshop: Workshop | None) -> Pulled | Built:
-    """Pull a model's engine; where there is none that fits, build it in the workshop, if there is one.
+def pull_or_build(puller: Puller, located: Located, order: Order, workshop: Workshop) -> Pulled | Built:
+    """Pull a model's engine; where there is none that fits, build it in the workshop.
 
     What is refused because it is not trusted is not built over: somebody should look at it.
 
@@ -68,7 +66,7 @@ def pull_or_build(puller: Puller, located: Located, order: Order, workshop: Work
     try:
         return puller.pull(located, order)
     except EnginefarmError as error:
-        if workshop is None or error.reason not in _TO_BE_BUILT:
+        if error.reason not in _TO_BE_BUILT:
             raise
         workshop.listen(Note(subject=located.model, text=f"{error.what}: it is built here"))
         try:
@@ -100,15 +98,7 @@ def build_here(model: str, machine: Machine, workshop: Workshop, to: Path | None
         raise no_fit([judged], f"engine of {model} built here")
     store = Store(home.store)
     blobs = store.files(find_engine(store, outcome.manifest.key))
-    trust = {
-        "engine_sha256": blobs[ENGINE].digest.removeprefix("sha256:"),
-        "manifest_sha256": blobs[MANIFEST].digest.removeprefix("sha256:"),
-        "signer": None,
-        "reference": BUILT_HERE,
-        "checked_at": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
-    }
-    files = loadable_files(blobs)
-    folder = copy_engine(to, files, trust) if to is not None else place_engine(home, model, files, trust, cancel)
+    folder = offer_engine(home, model, blobs, cancel, reference=BUILT_HERE, to=to)
     return Built(model=model, job=job.id, manifest=outcome.manifest, verdict=judged, folder=folder)
 
 

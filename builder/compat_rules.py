@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib import resources
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from builder.tables import load_table
 
 Numbers = tuple[int, ...]
 _BOUND = re.compile(r"(>=|<=|<|>|!=|==)?(\d+(?:\.\d+)*)")
@@ -121,8 +116,8 @@ class Rules:
 @cache
 def load_rules() -> Rules:
     """Read the rules."""
-    data = _data("portability.toml")
-    drivers = _data("drivers.toml")["cuda"]
+    data = load_table("portability.toml")
+    drivers = load_table("drivers.toml")["cuda"]
     versions = data["version_compatible"]
     return Rules(
         version_compatible_since=numbers(versions["since"]),
@@ -141,7 +136,7 @@ def load_rules() -> Rules:
 @cache
 def load_known_bad() -> tuple[KnownBad, ...]:
     """Read the table of combinations known to be bad, in its order."""
-    return tuple(read_known_bad(row) for row in _data("known_bad.toml")["bad"])
+    return tuple(read_known_bad(row) for row in load_table("known_bad.toml")["bad"])
 
 
 def read_known_bad(row: Mapping[str, Any]) -> KnownBad:
@@ -199,8 +194,3 @@ def _bounded(bounds: Bounds | None, version: str | None) -> bool:
 
 def _listed(values: tuple[str, ...] | None, value: str) -> bool:
     return values is None or value in values
-
-
-def _data(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = tomllib.loads((resources.files("builder") / "resources" / name).read_text(encoding="utf-8"))
-    return data

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from builder.environments import BasePython, locate
 from builder.errors import EnginefarmError, Reason
 from builder.project import Home, find_project
 from builder.stacks import Stack, build_stacks, load_stacks
+from builder.tables import load_table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -74,8 +74,7 @@ def check_machine(folder: Path | None, home: Home, *, offline: bool) -> list[Che
 
 def examine(facts: Facts, stacks: Sequence[Ready], home: Home) -> list[Check]:
     """Judge everything that was found: first what every build needs, then GPUs, then Docker."""
-    path = resources.files("builder") / "resources" / "drivers.toml"
-    lowest = tomllib.loads(path.read_text(encoding="utf-8"))
+    lowest = load_table("drivers.toml")
     here = [ready for ready in stacks if ready.stack.spec.platform == facts.platform]
     builders = build_stacks({ready.stack.name: ready.stack for ready in here})
     gpus, memory = facts.gpus.visible, gpu_memory_check(facts.gpus)

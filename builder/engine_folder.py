@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,31 @@ FILES = (ENGINE, MANIFEST, KEY)
 _VERSIONS = ".versions"
 
 
-def loadable_files(blobs: Mapping[str, Blob]) -> dict[str, Path]:
-    """Return what applications need of an engine of the store, by title."""
-    return {title: blobs[title].path for title in (*FILES, *(one for one in WEIGHTS if one in blobs))}
+def offer_engine(  # one parameter per part of the record
+    home: Home,
+    model: str,
+    blobs: Mapping[str, Blob],
+    cancel: threading.Event,
+    *,
+    reference: str,
+    signer: str | None = None,
+    to: Path | None = None,
+) -> Path:
+    """Put an engine of the store where applications load it, or into a folder `to`, with a record of what was checked.
+
+    Raises:
+        EnginefarmError: as `place_engine` and `copy_engine`.
+
+    """
+    trust = {
+        "engine_sha256": blobs[ENGINE].digest.removeprefix("sha256:"),
+        "manifest_sha256": blobs[MANIFEST].digest.removeprefix("sha256:"),
+        "signer": signer,
+        "reference": reference,
+        "checked_at": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
+    }
+    files = {title: blobs[title].path for title in (*FILES, *(one for one in WEIGHTS if one in blobs))}
+    return copy_engine(to, files, trust) if to is not None else place_engine(home, model, files, trust, cancel)
 
 
 def place_engine(

@@ -15,7 +15,7 @@ from builder.check import Checked
 from builder.compat import Wish
 from builder.compat_rules import load_known_bad
 from builder.console import open_console
-from builder.engine_folder import TRUST, loadable_files, place_engine
+from builder.engine_folder import TRUST, offer_engine
 from builder.ensure import Action, Means, Way
 from builder.events import Listener
 from builder.facts import read_facts
@@ -29,7 +29,7 @@ from builder.runner import Settings
 from builder.signatures import check_entry
 from builder.store import Store
 from builder.terminal import Terminal
-from builder.titles import ENGINE, MANIFEST
+from builder.titles import ENGINE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,14 +121,9 @@ class _Doors:
         trusted = None
         if PULLED in entry.annotations:
             _, trusted = check_entry(store, entry, load_policy(self._setup.policy), now, model)
-        trust = {
-            "engine_sha256": blobs[ENGINE].digest.removeprefix("sha256:"),
-            "manifest_sha256": blobs[MANIFEST].digest.removeprefix("sha256:"),
-            "signer": trusted.signer if trusted is not None else None,
-            "reference": entry.annotations.get(PULLED, BUILT_HERE),
-            "checked_at": now.isoformat(timespec="seconds"),
-        }
-        place_engine(self.home, model, loadable_files(blobs), trust, self._setup.cancel)
+        signer = trusted.signer if trusted is not None else None
+        reference = entry.annotations.get(PULLED, BUILT_HERE)
+        offer_engine(self.home, model, blobs, self._setup.cancel, reference=reference, signer=signer)
 
     def _placed(self, model: str, found: Checked) -> bool:
         folder = self.home.engines / model

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
 from builder.recipe import BuildOptions
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from builder.tables import load_table
 
 RTX = "rtx"
 # Values of build.hardware_compatibility, with the features of the same names, and where their engines start to run.
@@ -59,10 +53,9 @@ class Need:
 @cache
 def load_features() -> dict[str, Feature]:
     """Read the table, in its order."""
-    text = (resources.files("builder") / "resources" / "trt-features.toml").read_text(encoding="utf-8")
     return {
         name: Feature(name=name, **{**row, "symbols": tuple(row["symbols"])})
-        for name, row in tomllib.loads(text).items()
+        for name, row in load_table("trt-features.toml").items()
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from builder import oci
 from builder.artifact import PROVENANCE_TYPE, SBOM_TYPE
 from builder.docker_engine import docker_errors
 from builder.errors import EnginefarmError, Reason
-from builder.events import Listener, StepAdvanced, StepFinished, StepStarted
+from builder.events import Listener, StepAdvanced
 from builder.image_layout import INDEX_TYPES, MANIFEST_TYPES
 from builder.image_record import ImageRecord
 from builder.images import ImageBuilder
@@ -24,6 +22,7 @@ from builder.locks import named_lock
 from builder.registry import Registry
 from builder.sbom import bill_of_materials, provenance_statement
 from builder.stacks import Stack
+from builder.steps import told
 
 _STORE_FIX = 'give Docker the containerd image store ("features": {"containerd-snapshotter": true}), then build again'
 
@@ -52,14 +51,17 @@ def push_image(builder: ImageBuilder, stack: Stack, repository: str) -> PushedIm
         "sbom": (SBOM_TYPE, "sbom.cdx.json", bill_of_materials(record, stack, builder.bases)),
         "provenance": (PROVENANCE_TYPE, "provenance.intoto.json", provenance_statement(record, stack, builder.bases)),
     }
-    with named_lock(builder.home, f"push-{stack.name}", builder.cancel), _step(builder.listen, stack):
+    with (
+        named_lock(builder.home, f"push-{stack.name}", builder.cancel),
+        told(builder.listen, f"image {stack.name}", "push"),
+    ):
         _push(builder, record, repository, tag)
         with _failures(repository):
             host, name = resolve_repository_name(repository)
             registry = Registry(host, name, cancel=builder.cancel, listen=builder.listen)
             subject = _subject(registry, tag, record.digest)
             entries = {
-                kind: registry.attach(subject, media_type, title, _json(document))
+                kind: registry.attach(subject, media_type, title, oci.as_json(document))
                 for kind, (media_type, title, document) in documents.items()
             }
             # somebody else may have written the list of referrers meanwhile
@@ -103,10 +105,6 @@ def _advance(listen: Listener, record: ImageRecord, seen: dict[str, tuple[int, i
         listen(StepAdvanced(subject=f"image {record.stack}", done=done, total=total))
 
 
-def _json(document: oci.Document) -> bytes:
-    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
-
-
 def _subject(registry: Registry, tag: str, expected: str) -> oci.Document:
     """Describe the manifest under a tag, which must be the expected one."""
     found = registry.manifest(tag, (*MANIFEST_TYPES, *INDEX_TYPES))
@@ -128,14 +126,3 @@ def _failures(repository: str) -> Iterator[None]:
         what = f"{repository} did not take what belongs to the image"
         why = f"{error.what}\n{error.why or ''}".rstrip()
         raise EnginefarmError(Reason.PUSH_FAILED, what, why=why, fix=error.fix) from error
-
-
-@contextmanager
-def _step(listen: Listener, stack: Stack) -> Iterator[None]:
-    subject, started, ok = f"image {stack.name}", time.monotonic(), False
-    listen(StepStarted(subject=subject, step="push", expected_s=None))
-    try:
-        yield
-        ok = True
-    finally:
-        listen(StepFinished(subject=subject, step="push", seconds=time.monotonic() - started, ok=ok))

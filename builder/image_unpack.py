@@ -7,7 +7,6 @@ import json
 import shutil
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any
 from builder import durable, host
 from builder.docker_engine import DockerEngine, docker_errors
 from builder.errors import EnginefarmError, Reason
-from builder.events import Listener, StepAdvanced, StepFinished, StepStarted
+from builder.events import Listener, StepAdvanced
 from builder.image_record import ImageRecord
 from builder.preflight import MIB, check_disk
 from builder.stacks import Stack
+from builder.steps import told
 
 # beside an image's packages: the distribution
 _BASE_MIB = 300
@@ -93,25 +93,22 @@ def unpack_image(
     image = engine.image(record.tag)
     if image is None:
         raise EnginefarmError(Reason.IMAGE_MISSING, f"{record.tag} is gone from the Docker Engine")
-    subject, started, done = f"image {stack.name}", time.monotonic(), False
+    subject = f"image {stack.name}"
 
     def advanced(size: int) -> None:
         listen(StepAdvanced(subject=subject, done=size, total=None))
 
-    listen(StepStarted(subject=subject, step="unpack", expected_s=None))
-    try:
-        with durable.writing(str(root)):
-            shutil.rmtree(partial, ignore_errors=True)
+    with told(listen, subject, "unpack"), durable.writing(str(root)):
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
             partial.mkdir(parents=True)
             _export(engine, record, partial, cancel, advanced)
             _finish(partial, Mark(digest=record.digest, env=_variables(image.attrs["Config"].get("Env") or [])))
             save_record(record, folder)
             partial.rename(root)
-        done = True
-    finally:
-        if not done:
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-        listen(StepFinished(subject=subject, step="unpack", seconds=time.monotonic() - started, ok=done))
+            raise
     return root
 
 

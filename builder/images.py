@@ -7,9 +7,8 @@ import os
 import shutil
 import tarfile
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from builder.base_pull import Mirror
 from builder.bases import Bases
 from builder.docker_engine import DockerEngine, docker_errors
 from builder.errors import EnginefarmError, Reason
-from builder.events import Listener, StepAdvanced, StepFinished, StepStarted
+from builder.events import Listener, StepAdvanced
 from builder.fetch import Fetcher
 from builder.image_inputs import EXPORT, PIP_LOCK, ImageInputs, image_inputs
 from builder.image_layout import ImageLayout
@@ -30,6 +29,7 @@ from builder.preflight import MIB, check_disk
 from builder.project import Home, Project
 from builder.stacks import Requirement, Stack
 from builder.standin import BASE_LABEL
+from builder.steps import told
 from builder.wheels import Index, Wheel, fetch_wheels, find_wheels
 from builder.workspace import Workspace
 
@@ -273,15 +273,8 @@ class ImageBuilder:
 
         return note
 
-    @contextmanager
-    def _step(self, stack: Stack, step: str) -> Iterator[None]:
-        subject, started, ok = f"image {stack.name}", time.monotonic(), False
-        self.listen(StepStarted(subject=subject, step=step, expected_s=None))
-        try:
-            yield
-            ok = True
-        finally:
-            self.listen(StepFinished(subject=subject, step=step, seconds=time.monotonic() - started, ok=ok))
+    def _step(self, stack: Stack, step: str) -> AbstractContextManager[None]:
+        return told(self.listen, f"image {stack.name}", step)
 
 
 def find_docker() -> str:

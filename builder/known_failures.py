@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, BinaryIO
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from builder.tables import load_table
 
 _BLOCK_BYTES = 4 << 20
 # longer than any text that a pattern of several lines can match
@@ -72,8 +67,7 @@ class Finding:
 
 def load_catalogue() -> tuple[KnownFailure, ...]:
     """Read the catalogue, most specific first."""
-    path = resources.files("builder") / "resources" / "known_failures.toml"
-    return tuple(_entry(row) for row in tomllib.loads(path.read_text(encoding="utf-8"))["failure"])
+    return tuple(_entry(row) for row in load_table("known_failures.toml")["failure"])
 
 
 def recognise(log: BinaryIO, catalogue: Sequence[KnownFailure]) -> list[Finding]:

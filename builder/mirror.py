@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import Any
 from builder import durable, host, oci
 from builder.artifact import MAX_BYTES, parse_index
 from builder.errors import EnginefarmError, Reason
-from builder.events import Listener, StepFinished, StepStarted
+from builder.events import Listener
 from builder.locks import named_lock
 from builder.places import Located
 from builder.project import Home
+from builder.steps import told
 from builder.store_index import DIGEST
 
 _ACCEPT = (oci.MANIFEST_TYPE, oci.INDEX_TYPE)
@@ -63,9 +63,7 @@ def mirror(
             DISK_FULL; those of `builder.registry.Registry`.
 
     """
-    started, ok = time.monotonic(), False
-    listen(StepStarted(subject=source.model, step="mirror", expected_s=None))
-    try:
+    with told(listen, source.model, "mirror"):
         place = hashlib.sha256(f"{source.name}\n{destination.name}".encode()).hexdigest()[:16]
         clear = durable.unobstructed(str(home.pulls))
         with clear, durable.writing(str(home.pulls)), named_lock(home, f"mirror-{place}", cancel):
@@ -74,10 +72,7 @@ def mirror(
             copy = _Copy(source=source, destination=destination, work=work, cancel=cancel, max_bytes=max_bytes)
             copied = copy.run(accept_older)
             work.rmdir()
-        ok = True
         return copied
-    finally:
-        listen(StepFinished(subject=source.model, step="mirror", seconds=time.monotonic() - started, ok=ok))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -22,7 +22,6 @@ from builder.store_index import DIGEST
 
 T = TypeVar("T")
 
-_DOCUMENT_BYTES = 4 << 20
 _CHUNK = 1 << 20
 
 
@@ -183,10 +182,10 @@ class ModelFolder:
 
     def _small(self, path: Path) -> bytes:
         with path.open("rb") as stream:
-            content = stream.read(_DOCUMENT_BYTES + 1)
-        if len(content) > _DOCUMENT_BYTES:
+            content = stream.read(oci.DOCUMENT_BYTES + 1)
+        if len(content) > oci.DOCUMENT_BYTES:
             raise EnginefarmError(
-                Reason.SIZE_REFUSED, f"a document has more than {_DOCUMENT_BYTES} bytes", where=str(path)
+                Reason.SIZE_REFUSED, f"a document has more than {oci.DOCUMENT_BYTES} bytes", where=str(path)
             )
         return content
 

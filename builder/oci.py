@@ -14,6 +14,8 @@ EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 EMPTY = b"{}"
 TITLE = "org.opencontainers.image.title"
 REF_NAME = "org.opencontainers.image.ref.name"
+# as much as registries take for a manifest
+DOCUMENT_BYTES = 4 << 20
 CREATED = "org.opencontainers.image.created"
 KIND = "org.enginefarm.kind"
 KEY = "org.enginefarm.key"
@@ -64,6 +66,11 @@ def manifest(kind: str, layers: list[Document]) -> bytes:
         "layers": layers,
     }
     return json.dumps(document, indent=2, sort_keys=True).encode()
+
+
+def as_json(document: Mapping[str, Any]) -> bytes:
+    """Serialise a document for people and programs: indented, keys in order."""
+    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def referrer(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from builder import artifact, oci
 from builder.errors import EnginefarmError, Reason
-from builder.events import Listener, StepFinished, StepStarted
+from builder.events import Listener
 from builder.export_dir import choose_engines
 from builder.manifest import Manifest
 from builder.provenance import provenance
@@ -23,6 +20,7 @@ from builder.publish_seal import Seal
 from builder.query import list_engines
 from builder.registry import Registry, is_tag, parse_reference
 from builder.sbom import engine_materials
+from builder.steps import told
 from builder.store import Blob, Entry, Store
 
 
@@ -172,7 +170,7 @@ def push_engines(  # what, where to, who signs, and whom to tell
             subject=subject,
         )
         push = _ModelPush(registry, model, destination.tag, places, listen, seal)
-        with _step(listen, subject):
+        with told(listen, subject, "push"):
             pushed.append(push.run(its))
     return pushed
 
@@ -240,8 +238,8 @@ class _ModelPush:
         # no commit: the checkout may have moved on since the engine was built
         statement = provenance(package.manifest.model_dump(mode="json"), package.sha256)
         documents = {
-            "sbom": (artifact.SBOM_TYPE, "sbom.cdx.json", _json(engine_materials(package.manifest))),
-            "provenance": (artifact.PROVENANCE_TYPE, "provenance.intoto.json", _json(statement)),
+            "sbom": (artifact.SBOM_TYPE, "sbom.cdx.json", oci.as_json(engine_materials(package.manifest))),
+            "provenance": (artifact.PROVENANCE_TYPE, "provenance.intoto.json", oci.as_json(statement)),
             **{
                 f"signature {name}": (artifact.SIGNATURE_TYPE, name, bundle)
                 for name, bundle in self._seal.engine(package.entry).items()
@@ -268,18 +266,3 @@ class _ModelPush:
         made = self._seal.index(content, self._model)
         if made is not None:
             self._registry.attach(subject, artifact.SIGNATURE_TYPE, *made)
-
-
-def _json(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, indent=2, sort_keys=True).encode() + b"\n"
-
-
-@contextmanager
-def _step(listen: Listener, subject: str) -> Iterator[None]:
-    started, ok = time.monotonic(), False
-    listen(StepStarted(subject=subject, step="push", expected_s=None))
-    try:
-        yield
-        ok = True
-    finally:
-        listen(StepFinished(subject=subject, step="push", seconds=time.monotonic() - started, ok=ok))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,9 +20,9 @@ from builder import durable, host, oci
 from builder.artifact import BENCHMARK, LAYERS, MAX_BYTES, PREFIX, Artifact, parse_artifact
 from builder.compat import Verdict
 from builder.engine_cache import trim_engines
-from builder.engine_folder import copy_engine, loadable_files, place_engine
+from builder.engine_folder import offer_engine
 from builder.errors import EnginefarmError, Reason
-from builder.events import Listener, Note, StepFinished, StepStarted
+from builder.events import Listener, Note
 from builder.locks import named_lock
 from builder.manifest import Manifest
 from builder.places import Located
@@ -33,8 +32,9 @@ from builder.pull_checks import Machine, check_pulled
 from builder.pull_index import Choice, choose_engine, read_bundles, read_model_index, told_where
 from builder.pull_memory import PullMemory
 from builder.signatures import keep_signature
+from builder.steps import told
 from builder.store import Blob, Entry, Store
-from builder.titles import ENGINE, MANIFEST, PROOF_ANNOTATION, WEIGHTS
+from builder.titles import ENGINE, PROOF_ANNOTATION, WEIGHTS
 from builder.trust import Trusted, check_signature
 
 PULLED = "org.enginefarm.pulled"
@@ -153,26 +153,23 @@ class Puller:
     def _transfer(self, artifact: Artifact, model: str) -> Iterator[Path]:
         """Work in a folder that belongs to an artifact, so that the next pull finds what this one has left."""
         name = artifact.descriptor["digest"].removeprefix("sha256:")
-        work, started, ok, keep = self.home.pulls / name, time.monotonic(), False, True
-        self.listen(StepStarted(subject=model, step="pull", expected_s=None))
-        try:
-            with (
-                durable.unobstructed(str(work)),
-                durable.writing(str(work)),
-                named_lock(self.home, f"pull-{name[:16]}", self.cancel, self._waits(model)),
-            ):
-                _make_plain(work)
-                try:
-                    yield work
-                    ok, keep = True, False
-                except EnginefarmError as error:
-                    keep = error.reason in _TAKEN_UP
-                    raise
-                finally:
-                    if not keep:
-                        shutil.rmtree(work, ignore_errors=True)
-        finally:
-            self.listen(StepFinished(subject=model, step="pull", seconds=time.monotonic() - started, ok=ok))
+        work, keep = self.home.pulls / name, True
+        with (
+            told(self.listen, model, "pull"),
+            durable.unobstructed(str(work)),
+            durable.writing(str(work)),
+            named_lock(self.home, f"pull-{name[:16]}", self.cancel, self._waits(model)),
+        ):
+            _make_plain(work)
+            try:
+                yield work
+                keep = False
+            except EnginefarmError as error:
+                keep = error.reason in _TAKEN_UP
+                raise
+            finally:
+                if not keep:
+                    shutil.rmtree(work, ignore_errors=True)
 
     def _waits(self, model: str) -> Callable[[], None]:
         text = "another enginefarm is pulling the same engine: waiting for it"
@@ -228,18 +225,9 @@ class Puller:
 
     def _publish(self, entry: Entry, located: Located, order: Order, trusted: Trusted | None, where: str) -> Path:
         blobs = Store(self.home.store).files(entry)
-        trust = {
-            "engine_sha256": blobs[ENGINE].digest.removeprefix("sha256:"),
-            "manifest_sha256": blobs[MANIFEST].digest.removeprefix("sha256:"),
-            "signer": trusted.signer if trusted is not None else None,
-            "reference": where,
-            "checked_at": datetime.now(tz=timezone.utc).isoformat(timespec="seconds"),
-        }
-        files = loadable_files(blobs)
-        if order.to is not None:
-            return copy_engine(order.to, files, trust)
-        folder = place_engine(self.home, located.model, files, trust, self.cancel)
-        if self.engines_bytes is not None:
+        signer = trusted.signer if trusted is not None else None
+        folder = offer_engine(self.home, located.model, blobs, self.cancel, reference=where, signer=signer, to=order.to)
+        if self.engines_bytes is not None and order.to is None:
             for gone in trim_engines(self.home, self.engines_bytes, self.cancel):
                 text = f"{gone.model} went from {self.home.engines}, which was full; pull it again to load it"
                 self.listen(Note(subject=located.model, text=text))

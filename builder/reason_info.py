@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 
 from builder.exit_codes import ExitCode
 
@@ -36,10 +34,6 @@ def info(code: str, slug: str, exit_code: ExitCode) -> ReasonInfo:
 
 @cache
 def _texts() -> dict[str, dict[str, str]]:
-    if sys.version_info >= (3, 11):
-        import tomllib  # noqa: PLC0415  # read when something fails
-    else:
-        import tomli as tomllib  # noqa: PLC0415
-    text = (resources.files("builder") / "resources" / "reasons.toml").read_text(encoding="utf-8")
-    rows: dict[str, dict[str, str]] = tomllib.loads(text)
-    return rows
+    from builder.tables import load_table  # noqa: PLC0415  # read when something fails
+
+    return load_table("reasons.toml")

@@ -22,7 +22,6 @@ from builder.registry_transfer import UNSURE, Meter, download, upload, upload_by
 
 T = TypeVar("T")
 
-DOCUMENT_BYTES = 4 << 20
 """As much as registries take for a manifest."""
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -386,7 +385,7 @@ class Registry:
     def _ask(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, *, allowed: tuple[int, ...] = ()
     ) -> Answer:
-        return self._session.ask(method, self._path(path), headers=headers, allowed=allowed, limit=DOCUMENT_BYTES)
+        return self._session.ask(method, self._path(path), headers=headers, allowed=allowed, limit=oci.DOCUMENT_BYTES)
 
     def _path(self, path: str) -> str:
         return f"{self.repository}/{path}"

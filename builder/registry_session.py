@@ -23,6 +23,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from builder import oci
 from builder.errors import EnginefarmError, Reason
 from builder.hang_up import note_line, watched
 from builder.registry_auth import Login, authorise, read_login
@@ -81,7 +82,7 @@ class Session:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         allowed: tuple[int, ...] = (),
-        limit: int = 4 << 20,
+        limit: int = oci.DOCUMENT_BYTES,
     ) -> Answer:
         """Ask something small, again where that helps. `path`: below `/v2/`, or a whole URL.
 

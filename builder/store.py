@@ -20,8 +20,6 @@ from builder.store_index import DIGEST, Entry, IndexFile, check_layout
 
 __all__ = ["Blob", "Entry", "Problem", "Store"]
 
-# as much as registries take for a manifest
-_DOCUMENT_BYTES = 4 << 20
 _CACHEDIR_TAG = """\
 Signature: 8a477f597d28d172789f06886806bc55
 # This folder is a cache made by enginefarm; backups may leave it out.
@@ -349,7 +347,7 @@ class Store:
 
     def _mentioned(self, digest: str) -> list[str]:
         path = self._path(digest)
-        is_document = path.is_file() and path.stat().st_size <= _DOCUMENT_BYTES
+        is_document = path.is_file() and path.stat().st_size <= oci.DOCUMENT_BYTES
         return DIGEST.findall(path.read_text(encoding="utf-8", errors="replace")) if is_document else []
 
     def _problems(self, entry: Entry) -> list[Problem]:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any
 
 from builder.errors import EnginefarmError, Reason
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from builder.tables import load_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +24,13 @@ def load_targets() -> dict[str, Target]:
     """Read the targets in the order of the data file."""
     return {
         name: Target(name=name, title=row["title"], sms=tuple(row["sms"]), platform=row["platform"])
-        for name, row in _data("targets.toml").items()
+        for name, row in load_table("targets.toml").items()
     }
 
 
 def load_precision_floors() -> dict[str, tuple[int, int]]:
     """Read the lowest compute capability per precision, as (major, minor)."""
-    return {name: sm_number(row["min_sm"]) for name, row in _data("precisions.toml").items()}
+    return {name: sm_number(row["min_sm"]) for name, row in load_table("precisions.toml").items()}
 
 
 def choose_targets(targets: Mapping[str, Target], names: Iterable[str]) -> tuple[Target, ...]:
@@ -68,8 +61,3 @@ def suggestion(name: str, known: Iterable[str], plural: str) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     listed = ", ".join(names) or "none"
     return f"did you mean {near[0]!r}? {plural}: {listed}" if near else f"{plural}: {listed}"
-
-
-def _data(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = tomllib.loads((resources.files("builder") / "resources" / name).read_text(encoding="utf-8"))
-    return data

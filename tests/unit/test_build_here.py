@@ -97,7 +97,8 @@ class Site:
         wanted: dict[str, Any] = {"machine": machine(), "policy": TRUSTING, "allow_unsigned": True}
         puller = Puller(home=self.pull.home, cancel=threading.Event(), listen=self.heard.append)
         located = replace(self.pull.located(), model=order.pop("model", RECIPE))
-        return pull_or_build(puller, located, Order(**wanted | order), workshop)
+        wish = Order(**wanted | order)
+        return puller.pull(located, wish) if workshop is None else pull_or_build(puller, located, wish, workshop)
 
 
 @pytest.fixture

@@ -324,7 +324,7 @@ def test_what_is_refused_for_good_does_not_stay_on_the_disk(pull: Pull) -> None:
     assert [path.name for path in pull.home.pulls.iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("step", ["Store.add", "place_engine", "check_pulled", "_gather"])
+@pytest.mark.parametrize("step", ["Store.add", "offer_engine", "check_pulled", "_gather"])
 def test_a_pull_that_dies_leaves_nothing_half(pull: Pull, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     class KilledError(BaseException):
         pass
@@ -339,7 +339,7 @@ def test_a_pull_that_dies_leaves_nothing_half(pull: Pull, monkeypatch: pytest.Mo
         with pytest.raises(KilledError):
             pull()
     assert not (pull.home.engines / MODEL).exists()
-    assert len(pull.store.entries()) == (1 if step == "place_engine" else 0)
+    assert len(pull.store.entries()) == (1 if step == "offer_engine" else 0)
     assert pull.store.verify() == ()
     assert pull().downloaded <= len(one.files["layers.json"])
     assert len(pull.store.entries()) == 1
