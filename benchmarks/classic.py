@@ -3,10 +3,10 @@
 Usage: python benchmarks/classic.py OUT [--deadline SECONDS] [--baseline-python PYTHON] [--caches FOLDER]
 
 Everything goes through the command `enginefarm`, as a user would run it; ENGINEFARM_HOME, ENGINEFARM_EXECUTOR and, for
-unpacked images, ENGINEFARM_ROOTFS say where. Each GPU does one thing at a time: builds first, the longest before the
-others, then the tests of bad input, then timing. Rebuilds are sealed and time nothing: some run beside all that. OUT
-gets classic.json, classic.md, the logs, the engines' manifests and all timing caches, which a later run takes with
---caches. What the deadline leaves no time for is left out and named.
+unpacked images, ENGINEFARM_ROOTFS say where. Each GPU does one thing at a time, in the order of `Proof.all_tasks`.
+Rebuilds are sealed and time nothing: some run beside builds, never beside tests and timing. OUT gets classic.json,
+classic.md, runtime.json, the logs, the engines' manifests and all timing caches, which a later run takes with --caches.
+What the deadline leaves no time for is left out and named.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,34 +30,41 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 STACK, LOCK = "trt8.6-cuda12.0", "8.6.0"
 SUFFIX = f"{STACK}-sm90"
-# the longest first: recipe, precision, compatibility
-BUILDS = (
+# recipe, precision, compatibility. The longest first; and two that the runtime is proven with
+FIRST = (
     ("ppocrv4-rec", "fp16", ""),
-    ("ppocrv4-det", "fp16", ""),
     ("ppocrv4-rec", "tf32", ""),
     ("ppocrv4-rec", "fp32", ""),
-    ("ppocrv4-det", "tf32", ""),
-    ("ppocrv4-det", "fp32", ""),
     ("vocos-decoder", "fp16", ""),
+    ("resnet18", "fp16", ""),
+)
+NEXT = (
+    ("ppocrv4-det", "fp16", ""),
     ("ppocrv4-cls", "fp16", ""),
-    ("resnet18", "int8", ""),
     ("ppocrv4-cls", "tf32", ""),
     ("ppocrv4-cls", "fp32", ""),
     ("vocos-decoder", "fp16", "ampere_plus"),
-    ("resnet18", "fp16", ""),
+    ("resnet18", "int8", ""),
     ("resnet18", "fp16", "ampere_plus"),
+    ("transformer-block", "fp16", ""),
     ("vocos-decoder", "tf32", ""),
     ("vocos-decoder", "fp32", ""),
     ("resnet18", "tf32", ""),
     ("resnet18", "fp32", ""),
-    ("transformer-block", "fp16", ""),
     ("transformer-block", "tf32", ""),
     ("transformer-block", "fp32", ""),
 )
+LAST = (
+    ("ppocrv4-det", "tf32", ""),
+    ("ppocrv4-det", "fp32", ""),
+)
 REBUILDS, BESIDE = 3, 6
+RUNTIME = {("vocos-decoder", "fp16"), ("resnet18", "fp16")}
+ROOTFS = "ENGINEFARM_ROOTFS"
 # a task that has less time is not begun
 LEAST_S = 15.0
 BENCH_LIMIT_S = 240.0
+RUNTIME_LIMIT_S = 240.0
 
 
 class Task(NamedTuple):
@@ -64,6 +72,8 @@ class Task(NamedTuple):
 
     name: str
     work: Callable[[str], None]
+    # nothing else may use the GPU meanwhile
+    alone: bool = False
 
 
 class Proof:
@@ -76,6 +86,10 @@ class Proof:
         self.started = time.monotonic()
         self.lock = threading.Lock()
         self.tasks: list[Task] = []
+        # who uses which GPU: rebuilds keep away from what must be alone
+        self.turns = threading.Condition()
+        self.alone: set[str] = set()
+        self.beside = dict.fromkeys(gpus(), 0)
         self.rebuilding: list[Future[None]] = []
         self.pool = ThreadPoolExecutor(BESIDE)
         self.found: dict[str, Any] = {
@@ -155,15 +169,15 @@ class Proof:
             for job in (report or {}).get("jobs", []):
                 with self.lock:
                     self.found["engines"][job["job"]] = job
-                if job["status"] in ("built", "reused", "proved"):
-                    self.rebuilding.append(self.pool.submit(self.rebuild, job["job"], gpu))
+                if job["status"] in ("built", "reused", "proved") and matches(job["job"], self.arguments.rebuild):
+                    self.rebuilding.append(self.pool.submit(self.rebuild, job["job"]))
             self.write()
 
         return Task(name, work)
 
-    def rebuild(self, job: str, gpu: str) -> None:
+    def rebuild(self, job: str) -> None:
         """Rebuild an engine and say how far it is the same."""
-        with tempfile.TemporaryDirectory() as leases:
+        with tempfile.TemporaryDirectory() as leases, self.shared() as gpu:
             # it must not wait for the build that has the GPU
             arguments = ("reproduce", job, "--rebuilds", str(REBUILDS), "--json")
             name = f"reproduce-{job}"
@@ -172,6 +186,33 @@ class Proof:
             self.say(f"{job}: {report['level']}")
             with self.lock:
                 self.found["rebuilds"][job] = report
+
+    @contextmanager
+    def shared(self) -> Iterator[str]:
+        """Wait for a GPU that nobody needs alone."""
+        with self.turns:
+            self.turns.wait_for(lambda: any(gpu not in self.alone for gpu in self.beside))
+            gpu = min((one for one in self.beside if one not in self.alone), key=lambda one: self.beside[one])
+            self.beside[gpu] += 1
+        try:
+            yield gpu
+        finally:
+            with self.turns:
+                self.beside[gpu] -= 1
+                self.turns.notify_all()
+
+    @contextmanager
+    def exclusive(self, gpu: str) -> Iterator[None]:
+        """Let no further rebuild begin on a GPU and wait for those that have."""
+        with self.turns:
+            self.alone.add(gpu)
+            self.turns.wait_for(lambda: not self.beside[gpu])
+        try:
+            yield
+        finally:
+            with self.turns:
+                self.alone.remove(gpu)
+                self.turns.notify_all()
 
     def bench(self, job: str) -> Task:
         """Time an engine against the baselines."""
@@ -186,7 +227,22 @@ class Proof:
                     self.found["bench"][job] = report["bench"]
             self.write()
 
-        return Task(f"bench-{job}", work)
+        return Task(f"bench-{job}", work, alone=True)
+
+    def runtime(self) -> Task:
+        """Prove `builder.runtime` with two engines, inside the image."""
+
+        def work(gpu: str) -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                names = [f"{recipe}-{precision}-{SUFFIX}" for recipe, precision in sorted(RUNTIME)]
+                self.farm("export", "export", folder, "--json", *(part for name in names for part in ("--name", name)))
+                argv = [sys.executable, str(ROOT / "benchmarks" / "in_image.py"), STACK]
+                argv += ["--read", f"{folder}:/in", "--write", f"{self.out}:/out"]
+                argv += ["--", "python3", "/opt/enginefarm/src/benchmarks/runtime.py", "/in", "/out"]
+                printed = self.run("runtime", argv, RUNTIME_LIMIT_S, CUDA_VISIBLE_DEVICES=gpu)
+            self.say(printed or "")
+
+        return Task("runtime", work, alone=True)
 
     def tests(self) -> Task:
         """Run the tests of bad input."""
@@ -211,7 +267,7 @@ class Proof:
             with self.lock:
                 self.found["tests"] = lines
 
-        return Task("tests", work)
+        return Task("tests", work, alone=True)
 
     def serve(self, gpu: str) -> None:
         """Do one task after the other on one GPU."""
@@ -221,23 +277,28 @@ class Proof:
             if task is None:
                 return
             try:
-                task.work(gpu)
+                with self.exclusive(gpu) if task.alone else nullcontext():
+                    task.work(gpu)
             except Exception as error:  # noqa: BLE001  # one task must not end the others
                 self.leave_out(task.name, repr(error))
 
     def all_tasks(self) -> list[Task]:
-        """List what is to be done, builds first."""
-        wanted = [one for one in BUILDS if self.is_wanted(f"build-{one[0]}-{one[1]}")]
-        fastest = [f"{recipe}-{precision}-{SUFFIX}" for recipe, precision, other in wanted if not other]
-        # precisions that people use come first
-        order = {"fp16": 0, "int8": 1, "fp32": 2, "tf32": 3}
-        fastest.sort(key=lambda job: order[job.removesuffix(f"-{SUFFIX}").rpartition("-")[2]])
-        tasks = [self.build(*one) for one in wanted]
-        return [*tasks, self.tests(), *(self.bench(job) for job in fastest)]
-
-    def is_wanted(self, name: str) -> bool:
-        """Say whether a task was asked for."""
-        return not self.arguments.only or any(fnmatchcase(name, pattern) for pattern in self.arguments.only)
+        """List what is to be done: what shows the most comes first, what people use least last."""
+        first, following, last = (
+            [one for one in builds if matches(f"build-{one[0]}-{one[1]}", self.arguments.only)]
+            for builds in (FIRST, NEXT, LAST)
+        )
+        # without unpacked images there is nothing to enter
+        runtime = [self.runtime()] if ROOTFS in os.environ and {one[:2] for one in first} >= RUNTIME else []
+        return [
+            *(self.build(*one) for one in first),
+            *runtime,
+            self.tests(),
+            *(self.build(*one) for one in following),
+            *(self.bench(job) for job in fastest([*first, *following])),
+            *(self.build(*one) for one in last),
+            *(self.bench(job) for job in fastest(last)),
+        ]
 
     def write(self) -> None:
         """Write what is known so far."""
@@ -255,6 +316,18 @@ class Proof:
         for job in self.found["engines"]:
             shown = self.farm(f"show-{job}", "show", job, "--json")
             (folder / f"{job}.json").write_text(json.dumps(shown, indent=1), encoding="utf-8")
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Say whether something was asked for; everything is where there are no patterns."""
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def fastest(builds: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Name the engines that are timed, in precisions that people use first."""
+    order = ("fp16", "int8", "fp32", "tf32")
+    chosen = sorted((one for one in builds if not one[2]), key=lambda one: order.index(one[1]))
+    return [f"{recipe}-{precision}-{SUFFIX}" for recipe, precision, _ in chosen]
 
 
 def as_text(found: Mapping[str, Any]) -> list[str]:
@@ -312,6 +385,7 @@ def main() -> int:
     parser.add_argument("--target", default="hopper")
     parser.add_argument("--caches", type=Path, help="timing caches of an earlier run")
     parser.add_argument("--only", action="append", default=[], help="build-RECIPE-PRECISION; globs; may be repeated")
+    parser.add_argument("--rebuild", action="append", default=[], help="jobs to rebuild; globs; all unless given")
     proof = Proof(parser.parse_args())
     if proof.arguments.caches is not None:
         proof.farm("caches-import", "caches", "import", str(proof.arguments.caches))
