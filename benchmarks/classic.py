@@ -248,17 +248,8 @@ class Proof:
         """Run the tests of bad input."""
 
         def work(gpu: str) -> None:
-            argv = [
-                sys.executable,
-                "-m",
-                "pytest",
-                "tests/gpu",
-                "--run-gpu",
-                "-v",
-                "--no-header",
-                "-p",
-                "no:cacheprovider",
-            ]
+            options = ["--run-gpu", "-v", "--no-header", "-p", "no:cacheprovider"]
+            argv = [sys.executable, "-m", "pytest", "tests/gpu", *options]
             printed = self.run("tests", argv, CUDA_VISIBLE_DEVICES=gpu) or ""
             words = ("PASSED", "FAILED", "SKIPPED", "ERROR")
             lines = [line for line in printed.splitlines() if any(word in line for word in words)]

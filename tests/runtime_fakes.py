@@ -325,7 +325,8 @@ def make_bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **options: Any) 
     driver = FakeDriver(trt)
     monkeypatch.setattr(opening, "open_driver", lambda _ordinal: driver)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    return Bench(write_folder(tmp_path / "engine", content), trt, driver)
+    folder = write_folder(tmp_path / "engine", content, stack__tensorrt=options.get("version", VERSION))
+    return Bench(folder, trt, driver)
 
 
 def warning_lines() -> Iterator[list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tests.surfaces import FakeTensorRT
 
 ERROR, WARNING = 1, 2
+# the major of TensorRT whose contexts cannot share a shape profile
+NO_SHARING = 8
 _NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "BOOL": "bool", "INT8": "int8"}
 
 
@@ -88,7 +91,7 @@ def _tensor_mode(self: Any, name: str) -> Any:
 
 def _set_input_shape(self: Any, name: str, shape: Any) -> bool:
     profiles = self._engine._state["known"]["profiles"]
-    ranges = profiles[self._state["profile"]].get(name) if profiles else None
+    ranges = profiles[self.active_optimization_profile].get(name) if profiles else None
     if ranges is not None and not all(a <= b <= c for a, b, c in zip(ranges[0], shape, ranges[2], strict=True)):
         return False
     self._state["shapes"][name] = tuple(shape)
@@ -113,15 +116,28 @@ def _new_context(self: Any, *_: Any) -> Any:
         say(self._trt, self._logger, ERROR, "Error Code 2: OutOfMemory (Requested size was 9 bytes.)")
         return None
     self._trt.scene.contexts -= 1
-    made = self._trt.new("IExecutionContext", profile=0, shapes={})
+    living = self._state.setdefault("contexts", weakref.WeakSet())
+    made = self._trt.new("IExecutionContext", shapes={})
     made._engine, made._logger = self, self._logger
+    made._state["active_optimization_profile"] = -1 if _is_taken(made, 0) else 0
+    living.add(made)
     return made
+
+
+def _is_taken(context: Any, profile: int) -> bool:
+    """Say whether another context has a profile to itself, as TensorRT 8 wants it."""
+    if int(context._trt.__version__.partition(".")[0]) != NO_SHARING:
+        return False
+    others = [one for one in context._engine._state["contexts"] if one is not context]
+    return any(one._state["active_optimization_profile"] == profile for one in others)
 
 
 def _set_profile(self: Any, index: int, stream: int) -> bool:
     del stream
-    self._state["profile"] = index
-    return index < max(len(self._engine._state["known"]["profiles"]), 1)
+    if _is_taken(self, index) or index >= max(len(self._engine._state["known"]["profiles"]), 1):
+        return False
+    self._state["active_optimization_profile"] = index
+    return True
 
 
 def _set_address(self: Any, name: str, address: int) -> bool:
@@ -134,6 +150,14 @@ def _execute(self: Any, stream: int) -> bool:
     scene = self._trt.scene
     for text in scene.run_errors:
         say(self._trt, self._logger, ERROR, text)
+    if self.active_optimization_profile < 0:
+        say(
+            self._trt,
+            self._logger,
+            ERROR,
+            "Error Code 2: Internal Error (Assertion mOptimizationProfile >= 0 failed. )",
+        )
+        return False
     if scene.run_errors:
         return False
     captured = scene.captured.get(threading.get_ident())

@@ -163,7 +163,7 @@ def run_on_host(
         if not _is_plain(value) or tensor.numpy is None or value.dtype != tensor.numpy:
             raise unfit(tensor, f"{value.dtype} in NumPy" if _is_plain(value) else type(value).__name__)
     driver, stream, count = lane.blocks.driver, lane.stream, len(signature.inputs)
-    plan = lane.context.plan(tuple([value.shape for value in args]), stream)
+    plan = lane.plan(tuple([value.shape for value in args]), stream)
     staging = lane.staging
     for one, size in zip(staging, plan.input_bytes + plan.output_bytes):
         one.room(size)

@@ -193,7 +193,7 @@ class Engine:
     def _in_lane(self, lane: Lane, caller: Any, inputs: Inputs, stream: int) -> Tuple[Tuple[Any, ...], bool]:
         if inputs.others or inputs.unaligned:
             self._settle(lane, inputs)
-        plan = lane.context.plan(inputs.shapes, stream if stream > LAST_DEFAULT else lane.stream)
+        plan = lane.plan(inputs.shapes, stream if stream > LAST_DEFAULT else lane.stream)
         if self._keeps:
             outputs: Outputs = lane.outputs(caller, plan, lambda: caller.allocate(plan, lane))
         else:

@@ -26,7 +26,7 @@ FRESH, OWN = -1, -2
 
 
 class Captured(NamedTuple):
-    """A CUDA graph and the context that it was captured of, which nothing else may touch."""
+    """A CUDA graph and the context that it was captured of, which nothing else may touch while there is the graph."""
 
     graph: int
     context: Context
@@ -62,6 +62,17 @@ class Lane:
         self._kept: OrderedDict[Tuple[object, Tuple[Shape, ...]], Outputs] = OrderedDict()
         self._captured: OrderedDict[Tuple[Tuple[Shape, ...], Addresses], Captured] = OrderedDict()
         self._seen: OrderedDict[Tuple[Tuple[Shape, ...], Addresses], None] = OrderedDict()
+
+    def plan(self, shapes: Tuple[Shape, ...], stream: int) -> Plan:
+        """Return what input shapes mean.
+
+        Raises:
+            EngineRefused: profile-invalid or op-unsupported.
+
+        """
+        if shapes not in self._loaded.plans:
+            self._free_context(stream)
+        return self.context.plan(shapes, stream)
 
     def run(self, plan: Plan, addresses: Addresses, stream: int) -> bool:
         """Put a run on a stream; say whether it was a graph.
@@ -144,20 +155,19 @@ class Lane:
                 del self._seen[key]
                 self._capture(plan, addresses, stream)
                 return
-            if len(self._seen) >= SEEN:
+            # any other call ends the graph of a lane's own context: only what comes twice in a row pays
+            if len(self._seen) >= (SEEN if self._loaded.shares_profiles else 1):
                 self._seen.popitem(last=False)
             self._seen[key] = None
+        self._free_context(stream)
         self.context.run(plan, addresses, stream)
 
     def _capture(self, plan: Plan, addresses: Addresses, stream: int) -> None:
         """Run in a new context, which does what cannot be captured, and capture that for the next time."""
         while len(self._captured) >= GRAPHS:
-            _, oldest = self._captured.popitem(last=False)
-            self.finish()
-            self._driver.finish(stream)
-            self._driver.destroy(graph=oldest.graph)
+            self._drop(next(iter(self._captured)), stream)
         try:
-            context = self._loaded.context()
+            context = self._context_to_capture(stream)
             context.run(plan, addresses, stream)
             self._driver.finish(stream)
             graph = self._driver.capture(self.stream, lambda: context.run(plan, addresses, self.stream))
@@ -167,6 +177,28 @@ class Lane:
             self.context.run(plan, addresses, stream)
             return
         self._captured[plan.shapes, addresses] = Captured(graph, context)
+
+    def _context_to_capture(self, stream: int) -> Context:
+        """Make a context for a graph; where the engine lets only one be used, it is the lane's own."""
+        if self._loaded.shares_profiles:
+            try:
+                return self._loaded.context()
+            except EngineRefused:
+                if self._loaded.shares_profiles:
+                    raise
+        self._free_context(stream)
+        return self.context
+
+    def _free_context(self, stream: int) -> None:
+        """Give up the graph of the lane's own context, if there is one, so that this may change."""
+        for key in [key for key, captured in self._captured.items() if captured.context is self.context]:
+            self._drop(key, stream)
+
+    def _drop(self, key: Tuple[Tuple[Shape, ...], Addresses], stream: int) -> None:
+        captured = self._captured.pop(key)
+        self.finish()
+        self._driver.finish(stream)
+        self._driver.destroy(graph=captured.graph)
 
 
 class Lanes:

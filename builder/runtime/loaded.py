@@ -48,18 +48,24 @@ class Loaded:
         self.signature = read_signature(trt, self._engine)
         self.names = [tensor.name for tensor in (*self.signature.inputs, *self.signature.outputs)]
         self.plans: Dict[Tuple[Shape, ...], Plan] = {}
+        # whether several contexts may be used, as far as is known
+        self.shares_profiles = True
 
     def context(self) -> Context:
         """Make an execution context, which has memory of its own on the GPU.
 
         Raises:
-            EngineRefused: out-of-memory or engine-invalid.
+            EngineRefused: out-of-memory or engine-invalid; run-failed for a further one, where TensorRT 8 gives an
+                engine's shape profile to one context at a time.
 
         """
         mark = self.log.mark()
         made = self._engine.create_execution_context()
         if made is None:
             raise as_refused(load_failure(self.log.since(mark), "TensorRT could not make a context for the engine"))
+        if made.active_optimization_profile < 0:
+            self.shares_profiles = False
+            raise EngineRefused("run-failed", "TensorRT lets one context at a time use a shape profile of this engine")
         return Context(self, made)
 
     def failed(self, mark: int, what: str) -> EngineRefused:

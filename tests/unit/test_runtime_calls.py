@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 import tracemalloc
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builder.runtime import DeviceArray, Engine, load, opening
+from builder.runtime import DeviceArray, load, opening
 from builder.runtime.driver import Driver
 from tests.runtime_fakes import (
     STREAM,
@@ -250,55 +249,6 @@ def test_outputs_are_the_engines_where_asked_for(bench: Bench) -> None:
     assert kept.tolist() == (np.ones((8, 4)) * 2).tolist()
 
 
-@pytest.mark.parametrize("reuse", [False, True])
-def test_graphs_are_captured_when_a_call_comes_again(bench: Bench, reuse: bool) -> None:
-    hows: list[str] = []
-    array, other = bench.array(), bench.array(X * 3)
-    with bench.load(cuda_graphs=True, reuse_outputs=reuse, on_call=lambda _, how: hows.append(how)) as engine:
-        for _ in range(4):
-            assert engine(array).numpy().tolist() == (X * 2).tolist()
-        assert engine(other).numpy().tolist() == (X * 6).tolist()
-        bench.driver.upload(array.address, X * 7)
-        assert engine(array).numpy().tolist() == (X * 14).tolist()
-        assert [engine(X).tolist() for _ in range(3)] == [(X * 2).tolist()] * 3
-    assert hows == ["engine", "engine", "graph", "graph", "engine", "graph", "engine", "engine", "graph"]
-    assert bench.driver.replays == 4
-
-
-def test_graphs_keep_outputs_apart(bench: Bench) -> None:
-    array = bench.array()
-    with bench.load(cuda_graphs=True) as engine:
-        held = []
-        for factor in range(5):
-            bench.driver.upload(array.address, X * factor)
-            held.append(engine(array))
-        assert [one.numpy().tolist() for one in held] == [(X * 2 * factor).tolist() for factor in range(5)]
-
-
-def test_graphs_are_few_and_addresses_that_never_return_make_none(bench: Bench) -> None:
-    with bench.load(cuda_graphs=True) as engine:
-        arrays = [bench.array(np.full((rows, 4), rows, np.float32)) for rows in range(1, 9)]
-        for _ in range(4):
-            for rows, array in enumerate(arrays, 1):
-                assert engine(array).numpy().tolist() == np.full((rows, 4), rows * 2).tolist()
-        assert 1 <= len(bench.driver.live["graph"]) <= 4
-        for _ in range(100):
-            engine(bench.array())
-        assert len(bench.driver.live["graph"]) <= 4
-    assert bench.driver.live["graph"] == set()
-
-
-def test_what_cannot_be_captured_runs_without(bench: Bench, lines: list[str]) -> None:
-    bench.driver.refuses_capture = True
-    array = bench.array()
-    with bench.load(cuda_graphs=True) as engine:
-        for _ in range(4):
-            assert engine(array).numpy().tolist() == (X * 2).tolist()
-        assert engine.refusal is None
-    assert len(lines) == 1
-    assert "CUDA graphs are not used" in lines[0]
-
-
 def test_no_memory_for_a_graph_is_no_failure(bench: Bench, lines: list[str]) -> None:
     array = bench.array()
     with bench.load(cuda_graphs=True) as engine:
@@ -349,52 +299,9 @@ def test_memory_is_flat(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(bench.driver.live["memory"]) == memory
 
 
-def test_threads_never_meet(bench: Bench) -> None:
-    wrong: list[Any] = []
-
-    def work(engine: Engine, place: int) -> None:
-        try:
-            for index in range(30):
-                values = X + place * 100 + index
-                host = place % 2
-                made = engine(values if host else bench.array(values, stream=STREAM + place))
-                found = made if isinstance(made, np.ndarray) else made.numpy()
-                if found.tolist() != (values * 2).tolist():
-                    wrong.append((place, index))
-        except Exception as error:  # noqa: BLE001
-            wrong.append(error)
-
-    with bench.load(max_contexts=3) as engine:
-        threads = [threading.Thread(target=work, args=(engine, place)) for place in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(engine._lanes._all) <= 3
-    assert wrong == []
-
-
-def test_outputs_that_are_kept_stay_with_their_stream(bench: Bench) -> None:
-    bench.trt.scene.contexts = 1
-    with bench.load(reuse_outputs=True) as engine:
-        first, second = engine(bench.array()), engine(bench.array(X * 3, stream=OTHER))
-        assert first is not second
-        assert first.numpy().tolist() == (X * 2).tolist()
-        assert second.numpy().tolist() == (X * 6).tolist()
-
-
 def test_arrays_of_a_class_derived_from_numpys(bench: Bench) -> None:
     class Own(np.ndarray):
         pass
 
     with bench.load() as engine:
         assert engine(X.view(Own)).tolist() == (X * 2).tolist()
-
-
-def test_no_memory_for_a_further_context_means_waiting(bench: Bench) -> None:
-    bench.trt.scene.contexts = 1
-    with bench.load() as engine:
-        for stream in (STREAM, OTHER, STREAM):
-            assert engine(bench.array(stream=stream)).numpy().tolist() == (X * 2).tolist()
-        assert engine(X).tolist() == (X * 2).tolist()
-        assert len(engine._lanes._all) == 1
