@@ -205,6 +205,6 @@ def test_a_farm_killed_while_tuning_leaves_nothing_behind(gpu_farm: GpuFarm) -> 
         time.sleep(0.1)
     time.sleep(2)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not Store(gpu_farm.home / "store").entries("engine")
     assert [job["status"] for job in gpu_farm.tune()["jobs"]] == ["built"]
