@@ -222,7 +222,7 @@ class Proof:
         def work(gpu: str) -> None:
             name = f"bench-{job}"
             report = self.farm(name, "bench", job, *extra, "--json", limit=BENCH_LIMIT_S, CUDA_VISIBLE_DEVICES=gpu)
-            if report is not None:
+            if report is not None and "bench" in report:
                 with self.lock:
                     self.found["bench"][job] = report["bench"]
             self.write()

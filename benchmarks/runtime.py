@@ -257,7 +257,7 @@ class Proof:
             except Exception:  # noqa: BLE001  # until nothing more is given
                 size //= 2
         try:
-            with self.open(lambda *_: "fallback") as engine, log_lines() as lines:
+            with log_lines() as lines, self.open(lambda *_: "fallback") as engine:
                 answer = engine(*case.feeds)
         finally:
             for address in held:

@@ -104,6 +104,8 @@ class Cuda:
             self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), source, _size(array), _pointer(stream))
         else:
             self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), source, _size(array))
+            # it returns when pageable memory is staged; a stream that does not wait for the default one reads too soon
+            self._call("cuStreamSynchronize", _pointer(0))
 
     def download(self, array: np.ndarray, address: int, stream: int = 0) -> None:
         """Copy from the GPU into an array; with a stream the copy only begins."""

@@ -1,6 +1,6 @@
-/* A CUDA driver without a GPU: device memory is this process's, and whatever is begun is done at once.
- * The functions are those that builder/worker/cuda.py and builder/runtime/driver.py call; arguments as in CUDA's
- * driver API reference. Handles are numbers that are checked. */
+/* A CUDA driver without a GPU: device memory is this process's, and whatever is begun is done at once but for copies
+ * that the default stream makes of memory that is not page-locked. The functions are those that builder/worker/cuda.py
+ * and builder/runtime/driver.py call; arguments as in CUDA's driver API reference. Handles are numbers that are checked. */
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -50,7 +50,23 @@ int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal ? 
 int cuDevicePrimaryCtxRetain(uint64_t *context, int device) { *context = 77; return device; }
 int cuCtxSetCurrent(uint64_t context) { current = context; return 0; }
 int cuCtxGetCurrent(uint64_t *context) { *context = current; return 0; }
-int cuCtxSynchronize(void) { return current != 77 ? BAD_CONTEXT : 0; }
+/* what the default stream still copies from memory that is not page-locked: the call that began it is over before */
+static __thread struct { void *to, *data; size_t size; } staged;
+static int land(void) {
+  if (staged.data) memcpy(staged.to, staged.data, staged.size);
+  free(staged.data);
+  staged.data = NULL;
+  return 0;
+}
+static int stage(void *to, void *from, size_t size) {
+  land();
+  staged.to = to;
+  staged.size = size;
+  staged.data = malloc(size + !size);
+  memcpy(staged.data, from, size);
+  return 0;
+}
+int cuCtxSynchronize(void) { return current != 77 ? BAD_CONTEXT : land(); }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "Stub", size); return device; }
 int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 6; return device; }
 int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
@@ -83,7 +99,7 @@ static int give(uint64_t address) {
   return INVALID;
 }
 int cuMemAlloc_v2(uint64_t *address, size_t size) { if (current != 77) return BAD_CONTEXT; GUARDED(take(address, size)) }
-int cuMemFree_v2(uint64_t address) { if (current != 77) return BAD_CONTEXT; GUARDED(give(address)) }
+int cuMemFree_v2(uint64_t address) { if (current != 77) return BAD_CONTEXT; land(); GUARDED(give(address)) }
 int cuMemAllocHost_v2(void **address, size_t size) { *address = aligned_alloc(512, (size + 511) / 512 * 512); return 0; }
 int cuMemFreeHost(void *address) { free(address); return 0; }
 static int copy(uint64_t target, uint64_t source, size_t size, uint64_t stream) {
@@ -91,14 +107,14 @@ static int copy(uint64_t target, uint64_t source, size_t size, uint64_t stream) 
   memcpy((void *)target, (void *)source, size);
   return 0;
 }
-int cuMemcpyHtoD_v2(uint64_t to, void *from, size_t size) { return outside(to, size) ? INVALID : copy(to, (uint64_t)from, size, 0); }
-int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t size) { return outside(from, size) ? INVALID : copy((uint64_t)to, from, size, 0); }
+int cuMemcpyHtoD_v2(uint64_t to, void *from, size_t size) { return outside(to, size) ? INVALID : bad_stream(0) ? bad_stream(0) : stage((void *)to, from, size); }
+int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t size) { land(); return outside(from, size) ? INVALID : copy((uint64_t)to, from, size, 0); }
 int cuMemcpyHtoDAsync_v2(uint64_t to, void *from, size_t size, uint64_t stream) { return outside(to, size) ? INVALID : copy(to, (uint64_t)from, size, stream); }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, uint64_t stream) { return outside(from, size) ? INVALID : copy((uint64_t)to, from, size, stream); }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, uint64_t stream) { return outside(to, size) || outside(from, size) ? INVALID : copy(to, from, size, stream); }
 int cuStreamCreate(uint64_t *stream, unsigned flags) { return flags == 1 ? make(streams, 4096, stream) : INVALID; }
 int cuStreamDestroy_v2(uint64_t stream) { return drop(streams, stream); }
-int cuStreamSynchronize(uint64_t stream) { return bad_stream(stream); }
+int cuStreamSynchronize(uint64_t stream) { return bad_stream(stream) ? bad_stream(stream) : stream <= 2 ? land() : 0; }
 int cuStreamWaitEvent(uint64_t stream, uint64_t event, unsigned flags) { return flags || !events[event] ? BAD_HANDLE : bad_stream(stream); }
 int cuEventCreate(uint64_t *event, unsigned flags) { return flags == 2 || !flags ? make(events, 65536, event) : INVALID; }
 int cuEventDestroy_v2(uint64_t event) { return drop(events, event); }
