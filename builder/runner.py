@@ -30,7 +30,7 @@ from builder.selection import take_lock
 from builder.stacks import Stack, build_stacks, load_stacks
 from builder.stage_runner import StageRunner
 from builder.store import Store
-from builder.workspace import Workspace
+from builder.workspace import Workspace, sweep_dead_runs
 
 _NO_IMAGE = frozenset(
     {
@@ -136,6 +136,8 @@ class Execution:
         missing = [job for job in self.plan.jobs if job.id not in self.outcomes]
         if missing:
             self._make(missing)
+        else:
+            sweep_dead_runs(self.home)
         return tuple(self.outcomes[job.id] for job in self.plan.jobs)
 
     def _take(self, executor: str) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -78,6 +79,14 @@ class Workspace:
         shutil.copyfile(log, temp)
         temp.replace(kept)
         return kept
+
+
+def sweep_dead_runs(home: Home) -> None:
+    """Remove what runs that died left behind; where that cannot be done now, a later run does it."""
+    if next(home.work.glob(f"{_RUN}*/"), None) is not None:
+        # a timeout of the lock is an OSError, too
+        with suppress(OSError), FileLock(home.locks / "work.lock", timeout=0):
+            _sweep(home.work)
 
 
 def _sweep(work: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from builder.project import Home
-from builder.workspace import Workspace
+from builder.workspace import Workspace, sweep_dead_runs
 
 JOB = "tiny-fp16-trtrtx1.7-cuda13-sm80-sm86"
 
@@ -40,6 +41,20 @@ def test_sweeps_what_a_dead_run_left(home: Home) -> None:
     (home.work / "run-bare").mkdir()
     with Workspace(home, keep=False) as workspace:
         assert list(home.work.iterdir()) == [workspace.folder]
+
+
+def test_sweeps_without_a_run_of_its_own(home: Home) -> None:
+    sweep_dead_runs(home)
+    assert not home.root.exists()
+    with Workspace(home, keep=False) as living:
+        (home.work / "run-dead").mkdir()
+        sweep_dead_runs(home)
+        assert list(home.work.iterdir()) == [living.folder]
+        (home.work / "run-dead").mkdir()
+        with FileLock(home.locks / "work.lock"):
+            # a run that is beginning does it itself
+            sweep_dead_runs(home)
+        assert len(list(home.work.iterdir())) == 2
 
 
 def test_never_sweeps_a_living_run(home: Home) -> None:
