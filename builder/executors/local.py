@@ -64,6 +64,8 @@ class LocalExecutor:
         env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         env |= {"PYTHONPATH": str(_SOURCE), "PYTHONHASHSEED": "0", "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1"}
         env |= {"HOME": str(scratch), "TMPDIR": str(scratch)}
+        # always as long: where the stack begins depends on the length of all variables
+        env["ENGINEFARM_FARM"] = f"{os.getpid():010}"
         env |= gpu_environment(request)
         # a list of its own, also an empty one: what is set for the farm counts other GPUs
         env["CUDA_VISIBLE_DEVICES"] = request.gpu or ""

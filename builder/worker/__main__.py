@@ -72,8 +72,15 @@ def _stage(job: Job) -> Outcome:
 
 
 def _die_with_the_farm() -> None:
-    """Ask the kernel to kill this process when the farm dies, so that no orphan goes on building."""
+    """Ask the kernel to kill this process when the farm dies, so that no orphan goes on building.
+
+    ENGINEFARM_FARM is the farm's process number where the farm is the parent.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    farm = os.environ.get("ENGINEFARM_FARM")
+    if farm is not None and os.getppid() != int(farm):
+        # it died before the kernel was asked
+        os._exit(1)
 
 
 def _end_with_input() -> None:

@@ -258,6 +258,18 @@ def test_a_model_with_branches(stage: Run, tmp_path: Path, precision: str) -> No
     assert _engine(stage("build", lowered, precision=precision, profiles=profiles))
 
 
+def test_a_worker_whose_farm_is_gone_already_does_nothing(rtx_python: str, convolutions: Path, tmp_path: Path) -> None:
+    _write_job(tmp_path / "late", "build", convolutions, {"precision": "fp32", "profiles": PROFILES})
+    command = [rtx_python, "-m", "builder.worker", str(tmp_path / "late")]
+    # the first process is not this one's
+    done = subprocess.run(command, env=_environment() | {"ENGINEFARM_FARM": "0000000001"}, check=False)
+    assert done.returncode == 1
+    assert not list((tmp_path / "late" / "out").iterdir())
+    done = subprocess.run(command, env=_environment() | {"ENGINEFARM_FARM": f"{os.getpid():010}"}, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "late" / "result.json").exists()
+
+
 def test_a_worker_dies_with_its_farm(rtx_python: str, convolutions: Path, tmp_path: Path) -> None:
     """The parent is killed while its worker waits; the worker must be gone soon after."""
     where = tmp_path / "orphan"
