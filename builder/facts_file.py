@@ -72,8 +72,9 @@ def read_document(text: str, where: str) -> Facts:
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise _invalid(f"{where}:{error.lineno}", "the file is not JSON", error.msg) from error
-    except RecursionError as error:
-        raise _invalid(where, "the file is not JSON", str(error)) from error
+    except (ValueError, RecursionError) as error:
+        # a number longer than Python reads, or lists too deep
+        raise _invalid(where, "the file cannot be read as JSON", str(error)) from error
     problems = _Problems(where, text)
     facts = problems.facts(document)
     problems.raise_any()

@@ -234,7 +234,7 @@ _Found = tuple[str, str, datetime | None]
 def _by_key(bundle: Bundle, subject: _Subject, keys: Sequence[TrustedKey], now: datetime) -> _Found:
     key = next((one for one in keys if one.hint == bundle.hint), None)
     if key is None:
-        raise _unknown(f"key with the digest {bundle.hint}", [one.name for one in keys])
+        raise _unknown(f"a key whose public.pem has the SHA-256 {bundle.hint}", [one.name for one in keys])
     with tempfile.TemporaryDirectory(prefix="enginefarm-trust-") as folder:
         path = Path(folder) / "key.pem"
         path.write_bytes(key.pem)

@@ -220,7 +220,8 @@ class Lanes:
             EngineRefused: out-of-memory or engine-invalid.
 
         """
-        self._loaded, self._limit, self._graphs = loaded, limit, graphs
+        self._loaded, self._graphs = loaded, graphs
+        self._limit = limit if loaded.shares_profiles else 1
         self._guard = threading.Lock()
         self._all: List[Lane] = [Lane(loaded, graphs=graphs)]
         self._of_stream: Dict[int, Lane] = {}

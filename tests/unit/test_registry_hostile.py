@@ -111,6 +111,22 @@ def test_broken_connections_show_no_password_either() -> None:
     assert shown("https://me:secret@there/a?b=secret") == "https://there/a"
 
 
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (requests.exceptions.SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), "REQUESTS_CA_BUNDLE"),
+        (OSError("Could not find a suitable TLS CA certificate bundle, invalid path: /none"), "REQUESTS_CA_BUNDLE"),
+        (requests.exceptions.SSLError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), "--plain-http"),
+        (requests.exceptions.SSLError("[SSL] record layer failure"), "--plain-http"),
+        (requests.exceptions.InvalidURL("no port 99999"), "check name"),
+    ],
+)
+def test_what_helps_where_there_is_no_tls(error: Exception, fix: str) -> None:
+    told = as_passing(error, "https://there/v2/")
+    assert isinstance(told, EnginefarmError)
+    assert fix in (told.fix or "")
+
+
 def test_the_log_in_is_not_for_those_that_we_are_sent_to(far: Registry, fake: FakeRegistry) -> None:
     challenge = {"Www-Authenticate": 'Bearer realm="https://thief.example/token",service="s",scope="x"'}
     fake.rules.append(lambda asked: Said(status=401, headers=challenge) if asked.host == "storage.example" else None)

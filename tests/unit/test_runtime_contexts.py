@@ -110,6 +110,20 @@ def test_a_gpu_that_breaks_while_a_stream_waits_for_another_holds_nobody_up(benc
         bench.driver.broken = False
 
 
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": True}], ids=str)
+def test_a_further_context_takes_no_profile_that_the_first_comes_back_to(
+    options: dict[str, bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ranges = {"narrow": ((1, 4), (2, 4), (2, 4)), "wide": ((3, 4), (8, 4), (8, 4))}
+    bench = make_bench(monkeypatch, tmp_path, profiles=tuple({"x": shapes} for shapes in ranges.values()))
+    wide = np.ones((8, 4), np.float32)
+    calls = [(bench.array(values, stream=stream), values) for values in (wide, X) for stream in (STREAM, OTHER)]
+    with bench.load(max_contexts=4, **options) as engine:
+        for array, values in [*calls, *calls, *[calls[0]] * 3, *calls]:
+            assert engine(array).numpy().tolist() == (values * 2).tolist()
+        assert len(engine._lanes._all) == 1
+
+
 def test_graphs_keep_outputs_apart(bench: Bench) -> None:
     array = bench.array()
     with bench.load(cuda_graphs=True) as engine:
