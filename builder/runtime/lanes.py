@@ -121,6 +121,9 @@ class Lane:
         """Be ready for another stream: outputs that were kept belong to the one before."""
         self.finish()
         self._kept.clear()
+        # the caller's own work on that stream may still read what the caller has let go; to free it waits for that
+        self.blocks.close()
+        self.blocks = Blocks(self._driver)
 
     def wait_for(self, other: int, stream: int) -> None:
         """Let what comes on a stream wait for what is on another one."""

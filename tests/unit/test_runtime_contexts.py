@@ -166,6 +166,29 @@ def test_outputs_that_are_kept_stay_with_their_stream(bench: Bench) -> None:
         assert second.numpy().tolist() == (X * 6).tolist()
 
 
+def test_memory_of_another_stream_is_not_written_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # what the caller has put on its stream may not yet have read an output that it has let go
+    freed: list[int] = []
+    free = bench.driver.free
+
+    def note(address: int) -> None:
+        freed.append(address)
+        free(address)
+
+    monkeypatch.setattr(bench.driver, "free", note)
+    with bench.load(max_contexts=1) as engine:
+        gone, held = engine(bench.array()), engine(bench.array())
+        addresses = [gone.address, held.address]
+        del gone
+        assert engine(bench.array()).address == addresses[0]
+        assert addresses[0] not in freed
+        engine(bench.array(stream=OTHER))
+        assert [address in freed for address in addresses] == [True, False]
+        assert held.numpy().tolist() == (X * 2).tolist()
+        del held
+        assert addresses[1] in freed
+
+
 def test_no_memory_for_a_further_context_means_waiting(bench: Bench) -> None:
     bench.trt.scene.contexts = 1
     with bench.load() as engine:
