@@ -198,6 +198,15 @@ def test_an_unknown_type_is_refused() -> None:
     assert refusal(lambda: repository([engine])).reason is Reason.PRECISION_UNSUPPORTED
 
 
+def test_a_tensor_without_axes_needs_a_batch() -> None:
+    shapes = {"x": ([1, 512], [1, 512], [1, 512]), "rate": ([], [], [])}
+    inputs = [tensor("x", [1, 512]), tensor("rate", [], "int64")]
+    engine = described(inputs=inputs, outputs=[tensor("y", [1, 1])], profiles=[profile(**shapes)])
+    error = refusal(lambda: repository([engine]))
+    assert error.reason is Reason.OPTION_UNSUPPORTED
+    assert "rate" in error.what
+
+
 def test_engines_of_several_sms_are_one_model() -> None:
     engines = [described("9.0"), described("8.6"), described("8.0", compat="ampere_plus"), described("12.0")]
     (model,) = repository(engines)
