@@ -249,6 +249,13 @@ class UniformInput(Strict):
     low: StrictFloat = Field(default=0.0, description="Smallest value.")
     high: StrictFloat = Field(default=1.0, description="Largest value.")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            msg = f"low {self.low:g} is above high {self.high:g}"
+            raise ValueError(msg)
+        return self
+
 
 class IntsInput(Strict):
     """Whole numbers from a seed."""
@@ -257,6 +264,13 @@ class IntsInput(Strict):
     seed: StrictInt = Field(default=0, ge=0, lt=2**32, description="Seed.")
     low: StrictInt = Field(default=0, description="Smallest value.")
     high: StrictInt = Field(description="One more than the largest value.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            msg = f"low {self.low} is not below high {self.high}, which is one more than the largest value"
+            raise ValueError(msg)
+        return self
 
 
 class FileInput(Strict):

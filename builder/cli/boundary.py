@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -14,10 +15,12 @@ from pathlib import Path
 import click
 
 from builder.crash import write_crash_log
-from builder.errors import EnginefarmError, ExitCode
+from builder.errors import EnginefarmError, ExitCode, Reason
 from builder.project import find_home
 from builder.report.failure import error_json, error_lines
-from builder.terminal import open_terminal
+from builder.terminal import open_terminal, silence
+
+_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 def report(error: BaseException, arguments: Sequence[str]) -> int:
@@ -26,6 +29,8 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         return ExitCode.OK  # the reader has seen enough
+    if isinstance(error, OSError):
+        error = _of_the_disk(error)
     if "--debug" in arguments:
         traceback.print_exception(error)
     wants_json = "--json" in arguments
@@ -43,9 +48,24 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     return _json(wants_json, _bug(error, arguments))
 
 
+def _of_the_disk(error: OSError) -> Exception:
+    """Put into words what a full disk or a read-only file system did where nobody else has."""
+    if error.errno not in _DISK:
+        return error
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence(sys.stdout)
+    what = f"{error.filename or 'a file'} was not written: {os.strerror(error.errno or 0)}"
+    if error.errno == errno.EROFS:
+        return EnginefarmError(Reason.STORE_READ_ONLY, what)
+    return EnginefarmError(Reason.DISK_FULL, what, fix="free space where it lies")
+
+
 def _json(wanted: bool, document: dict[str, object]) -> int:  # noqa: FBT001 - private
     if wanted:
-        open_terminal(sys.stdout, os.environ).line(json.dumps({"error": document}, indent=2, ensure_ascii=False))
+        with suppress(OSError):
+            open_terminal(sys.stdout, os.environ).line(json.dumps({"error": document}, indent=2, ensure_ascii=False))
     return int(str(document["exit_code"]))
 
 

@@ -38,7 +38,7 @@ from builder.timing_caches import find_cache
 
 @click.command("build")
 @options.selection
-@click.option("-j", "jobs", type=click.IntRange(min=1), help="Jobs at once [default: one per processor].")
+@click.option("-j", "jobs", type=click.IntRange(min=1), metavar="N", help="Jobs at once [default: one per processor].")
 @click.option("--no-install", is_flag=True, help="Refuse instead of installing a stack's packages.")
 @click.option("--skip-verify", is_flag=True, help="Build without checking the numbers; the manifest says so.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0, show_default=True,

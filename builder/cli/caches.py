@@ -42,9 +42,9 @@ def list_all(*, as_json: bool) -> None:
 @click.argument("digest")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def export(*, digest: str, file: Path) -> None:
-    """Write a timing cache to FILE, for trtexec --timingCacheFile or another machine.
+    """Write a timing cache to FILE.
 
-    DIGEST is the first six or more digits of its SHA-256.
+    It is of the form that trtexec --timingCacheFile takes. DIGEST is the first six or more digits of its SHA-256.
     """
     blob = export_cache(Store(find_home().store), digest, file)
     options.stderr().line(f"wrote {size(blob.size)} to {file}")
@@ -53,9 +53,10 @@ def export(*, digest: str, file: Path) -> None:
 @command.command("export-all")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def export_all(*, folder: Path) -> None:
-    """Write all timing caches to FOLDER, for `caches import` on another machine with such a GPU.
+    """Write all timing caches to FOLDER.
 
-    Worth it before a rented machine goes back: what took TensorRT minutes to measure is some hundred kilobytes.
+    For `caches import` on another machine with such a GPU. Worth it before a rented machine goes back: what took
+    TensorRT minutes to measure is some hundred kilobytes.
     """
     names = export_classes(Store(find_home().store), folder)
     options.stderr().line(f"wrote {len(names)} timing caches to {folder}")
@@ -64,9 +65,10 @@ def export_all(*, folder: Path) -> None:
 @command.command("import")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
 def import_all(*, folder: Path) -> None:
-    """Take the timing caches of FOLDER, as written by `caches export-all`.
+    """Take the timing caches of FOLDER.
 
-    Builds use them on the same stack and image, GPU model and driver, with the same options.
+    As written by `caches export-all`. Builds use them on the same stack and image, GPU model and driver, with the same
+    options.
     """
     names = import_classes(Store(find_home().store), folder)
     options.stderr().line(f"took {len(names)} timing caches that were not here")

@@ -185,9 +185,7 @@ def size(*, name: str, variant: str | None, check: bool, as_json: bool, folder: 
     The exit code of --check is 4 when it is above the budget in stack.toml.
     """
     project = options.locate_project(folder)
-    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.find(stack), stack))
-    if record is None:
-        raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {name} is not built")
+    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.built(stack), stack))
     if as_json:
         options.print_json(record_json(record, stack))
     else:
@@ -210,9 +208,7 @@ def sbom(*, name: str, variant: str | None, provenance: bool, folder: Path | Non
     As CycloneDX JSON; or its SLSA provenance.
     """
     project = options.locate_project(folder)
-    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.find(stack), stack))
-    if record is None:
-        raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {name} is not built")
+    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.built(stack), stack))
     bases = load_bases(project.images)
     options.print_json(
         provenance_statement(record, stack, bases) if provenance else bill_of_materials(record, stack, bases)
@@ -263,9 +259,7 @@ def unpack(*, names: tuple[str, ...], target: Path, variant: str | None, record_
     project = options.locate_project(folder)
 
     def take(builder: ImageBuilder, stack: Stack) -> tuple[ImageRecord, Path]:
-        record = builder.find(stack)
-        if record is None:
-            raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {stack.name} is not built")
+        record = builder.built(stack)
         if record_only:
             return record, save_record(record, target)
         return record, unpack_image(builder.engine, stack, record, target, builder.cancel, builder.listen)
@@ -277,7 +271,7 @@ def unpack(*, names: tuple[str, ...], target: Path, variant: str | None, record_
 
 
 @command.command("bootstrap-base")
-@click.argument("name", metavar="BASE", required=False)
+@click.argument("name", metavar="[BASE]", required=False)
 @options.project
 def bootstrap_base(*, name: str | None, folder: Path | None) -> int:
     """Make stand-ins for base images.

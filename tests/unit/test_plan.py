@@ -385,3 +385,11 @@ def test_int8_begins_with_turing() -> None:
     on = stack(**RTX | {"precisions": ["int8"]})
     made = plan("turing", recipes={"model": recipe(precisions=precisions("int8"))}, stacks=(on,))
     assert [job.id for job in made.jobs] == ["model-int8-rtx-sm75"]
+
+
+def test_what_else_is_refused_is_told_beside_the_error() -> None:
+    limited = recipe(precisions=precisions("fp32", "bf16", targets=["ampere"]))
+    with pytest.raises(EnginefarmError) as caught:
+        require_jobs(plan("turing", recipes={"model": limited}))
+    assert caught.value.what == "recipe model does not list target turing for fp32"
+    assert caught.value.why == "refused as well:\n  recipe model does not list target turing for bf16"

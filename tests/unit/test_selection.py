@@ -40,9 +40,19 @@ def test_names_narrow() -> None:
         (Selection(targets=("amper",)), Reason.TARGET_UNKNOWN),
         (Selection(stacks=("trt",)), Reason.STACK_UNKNOWN),
         (Selection(recipes=("x*",)), Reason.RECIPE_UNKNOWN),
+        (Selection(lock="1.2.3"), Reason.STACK_UNKNOWN),
     ],
 )
 def test_unknown_names(selection: Selection, reason: Reason) -> None:
     with pytest.raises(EnginefarmError) as caught:
         load_catalogue(PROJECT, selection)
     assert caught.value.reason is reason
+
+
+def test_lock_that_no_stack_chosen_has_is_not_ignored() -> None:
+    with pytest.raises(EnginefarmError) as caught:
+        load_catalogue(PROJECT, Selection(lock="8.6.0"))
+    assert caught.value.reason is Reason.STACK_UNKNOWN
+    assert caught.value.fix == "add --stack trt8.6-cuda12.0"
+    catalogue = load_catalogue(PROJECT, Selection(stacks=("trt8.6-cuda12.0", "trtrtx1.7-cuda13"), lock="8.6.0"))
+    assert [stack.build.tensorrt for stack in catalogue.stacks] == ["8.6.0", "1.7.1.116"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -115,6 +117,23 @@ def test_bug_on_a_read_only_home(
     assert main(["ls"]) == 1
     (log,) = tmp_path.glob("*.log")
     assert str(log) in capsys.readouterr().err
+
+
+def test_full_disk_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(OSError(errno.ENOSPC, "No space left on device", "standard output"), monkeypatch)
+    assert main(["ls", "--json"]) == 5
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["code"] == "EF-305"
+    assert "standard output was not written" in captured.err
+
+
+def test_started_without_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["ls", "--json"]) == 0
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        assert stream.name == os.devnull
+        stream.close()
 
 
 def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
