@@ -258,6 +258,13 @@ class IntsInput(Strict):
     low: StrictInt = Field(default=0, description="Smallest value.")
     high: StrictInt = Field(description="One more than the largest value.")
 
+    @model_validator(mode="after")
+    def _has_values(self) -> Self:
+        if not -(2**63) <= self.low < self.high <= 2**63:
+            msg = f"low {self.low} must be less than high {self.high}, both within 64 bits"
+            raise ValueError(msg)
+        return self
+
 
 class FileInput(Strict):
     """Values from a .npy file in the recipe's folder, tiled or cropped along dynamic axes."""
