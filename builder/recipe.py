@@ -266,9 +266,9 @@ class IntsInput(Strict):
     high: StrictInt = Field(description="One more than the largest value.")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.low >= self.high:
-            msg = f"low {self.low} is not below high {self.high}, which is one more than the largest value"
+    def _has_values(self) -> Self:
+        if not -(2**63) <= self.low < self.high <= 2**63:
+            msg = f"low {self.low} must be less than high {self.high}, both within 64 bits"
             raise ValueError(msg)
         return self
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 
 from builder.errors import Reason
+from builder.known_failures import load_catalogue, recognise
 from builder.plan import Catalogue, Job
 from builder.recipe import Recipe
 from builder.stacks import Stack
@@ -236,3 +238,12 @@ def test_an_unknown_job_names_the_nearest() -> None:
     assert error.reason is Reason.NAME_UNKNOWN
     assert "did you mean model-fp16-eight-sm90" in (error.fix or "")
     assert "enginefarm plan" in (refusal(lambda: find_job(catalogue(), "zzz")).fix or "")
+
+
+def test_what_is_written_for_11_is_not_known_as_gone_there() -> None:
+    options = {"workspace_mib": 512, "optimization_level": 5, "version_compatible": True, "refit": True}
+    made, on = model(profiles=TWO, build={**options, "tactic_sources": []}), stack(**ELEVEN)
+    written = {word.partition("=")[0] for line in lines(made, on, "fp32") for word in line.split() if word[0] == "-"}
+    log = "".join(f"[E] Unknown option: {option} \n" for option in sorted(written))
+    assert "--noTF32" in written
+    assert recognise(io.BytesIO(log.encode()), load_catalogue()) == []

@@ -36,7 +36,10 @@ BAD_PROFILE = (
     "but profile",
     "in profile",
     "profile has",
+    "violate shape constraints",
 )
+# 8.6 and 10: "optimization profile is missing values for shape input"; later "... for shape input tensor s"
+SHAPE_INPUT = "missing values for shape input"
 WARNING = 2
 NO_KERNEL = re.compile(r"Cannot compile operation '(?P<node>[^']+)' for (?P<target>[^:]+): (?P<why>[^.]+)\.")
 NO_TYPE = "because the model contains hw-specific datatypes"
@@ -99,6 +102,10 @@ def build_failure(log: Log, message: str) -> StageFailure:
     if any(text in said for text in OUT_OF_MEMORY):
         fix = "lower -j or the workspace, or use smaller maximum shapes"
         return StageFailure("out-of-memory", message, why=why, fix=fix, details=details)
+    if SHAPE_INPUT in said:
+        fix = "export the model so that its shapes follow from the shapes of its inputs, not from an input's values"
+        what = "the values of an input decide shapes, which no shape profile of a recipe can bound"
+        return StageFailure("op-unsupported", what, why=why, fix=fix, details=details)
     if any(text in said for text in BAD_PROFILE):
         fix = "change the shape profile to shapes that the graph can compute"
         return StageFailure("profile-invalid", message, why=why, fix=fix, details=details)
