@@ -59,9 +59,9 @@ def repository(manifests: Iterable[Manifest]) -> tuple[TritonModel, ...]:
     """Group engines into models.
 
     Raises:
-        EnginefarmError: OPTION_UNSUPPORTED where Triton cannot load an engine, or where two engines of a model are of
-            different TensorRT, CUDA or platform; INPUTS_CHANGED where inputs, outputs or shape profiles differ;
-            PRECISION_UNSUPPORTED for tensors of a type that Triton lacks.
+        EnginefarmError: OPTION_UNSUPPORTED where Triton cannot load an engine or has no such tensor, or where two
+            engines of a model are of different TensorRT, CUDA or platform; INPUTS_CHANGED where inputs, outputs or
+            shape profiles differ; PRECISION_UNSUPPORTED for tensors of a type that Triton lacks.
 
     """
     groups: dict[str, list[Manifest]] = {}
@@ -177,6 +177,9 @@ def _tensor(tensor: Mapping[str, Any], *, batched: bool) -> list[str]:
         what = f"Triton has no type for {tensor['name']}, which is {tensor['dtype']}"
         raise EnginefarmError(Reason.PRECISION_UNSUPPORTED, what, fix="export the model with float32 inputs")
     dims = list(tensor["shape"])[1:] if batched else list(tensor["shape"])
+    if not dims and not batched:
+        what = f"Triton has no tensors without axes in models without a batch, and {tensor['name']} is one"
+        raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix="export the model with one axis more")
     lines = [f"name: {_text(tensor['name'])}", f"data_type: {dtype}", f"dims: [ {', '.join(map(str, dims or [1]))} ]"]
     # Triton's tensors have at least one axis beside the batch
     return lines if dims else [*lines, "reshape { shape: [ ] }"]
