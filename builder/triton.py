@@ -60,8 +60,8 @@ def repository(manifests: Iterable[Manifest]) -> tuple[TritonModel, ...]:
 
     Raises:
         EnginefarmError: OPTION_UNSUPPORTED where Triton cannot load an engine or has no such tensor, or where two
-            engines of a model are of different TensorRT, CUDA or platform; INPUTS_CHANGED where inputs, outputs or shape profiles differ;
-            PRECISION_UNSUPPORTED for tensors of a type that Triton lacks.
+            engines of a model are of different TensorRT, CUDA or platform; INPUTS_CHANGED where inputs, outputs or
+            shape profiles differ; PRECISION_UNSUPPORTED for tensors of a type that Triton lacks.
 
     """
     groups: dict[str, list[Manifest]] = {}

@@ -260,6 +260,7 @@ def test_gpus(
     with pytest.raises(EngineRefused) as refused:
         check_gpu(checked, device)
     assert reason(refused) == "sm-mismatch"
+    assert "device=" in refused.value.fix
 
 
 @pytest.mark.parametrize(

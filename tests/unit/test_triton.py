@@ -132,7 +132,6 @@ def test_a_batched_model() -> None:
         ({"inputs": [tensor("x", [1, -1])], "outputs": [tensor("y", [1, -1])]}, 0),
         # an output has no batch
         ({"outputs": [tensor("y", [10])]}, 0),
-        ({"outputs": [tensor("y", [])]}, 0),
         # a batch of one is not taken
         ({"profiles": [profile(x=([2, 3, 32, 32], [4, 3, 32, 32], [8, 3, 32, 32]))]}, 0),
         # two inputs that do not grow alike
@@ -199,10 +198,7 @@ def test_an_unknown_type_is_refused() -> None:
 
 
 def test_a_tensor_without_axes_needs_a_batch() -> None:
-    shapes = {"x": ([1, 512], [1, 512], [1, 512]), "rate": ([], [], [])}
-    inputs = [tensor("x", [1, 512]), tensor("rate", [], "int64")]
-    engine = described(inputs=inputs, outputs=[tensor("y", [1, 1])], profiles=[profile(**shapes)])
-    error = refusal(lambda: repository([engine]))
+    error = refusal(lambda: repository([described(outputs=[tensor("y", [-1, 10]), tensor("rate", [])])]))
     assert error.reason is Reason.OPTION_UNSUPPORTED
     assert "rate" in error.what
 
