@@ -53,6 +53,14 @@ def test_ls_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert (of_engine["name"], of_engine["kind"], of_engine["class"]) == ("tiny-sm90", "engine", None)
 
 
+def test_export_all_of_an_empty_store_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path / "none"))
+    call("export-all", str(tmp_path / "out"))
+    assert "holds no timing cache" in capsys.readouterr().err
+
+
 def test_ls_of_an_empty_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
