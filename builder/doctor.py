@@ -81,7 +81,9 @@ def examine(facts: Facts, stacks: Sequence[Ready], home: Home) -> list[Check]:
     docker = docker_info(facts.docker)
     return [
         *(python_check(ready) for ready in here),
-        disk_check(home, facts.home_free_bytes, [ready for ready in here if gpus or _without_gpu(ready.stack)]),
+        disk_check(home, facts.home_free_bytes, [ready for ready in here if gpus or _without_gpu(ready.stack)])
+        if facts.home_writable
+        else unwritable_check(home),
         *network_checks(facts, needed=not all(ready.installed for ready in here)),
         clock_check(facts),
         gpu_check(facts.gpus),
@@ -128,6 +130,13 @@ def disk_check(home: Home, free: int, stacks: Sequence[Ready]) -> Check:
     means = f"{which} and a first model take about {needed / _GIB:.1f} GiB."
     fix = f"free {(needed - free) / _GIB:.1f} GiB, or set ENGINEFARM_HOME to a larger disk"
     return Check(name="disk:home", status=status, found=found, means=means, fix=fix)
+
+
+def unwritable_check(home: Home) -> Check:
+    """Say that the farm's home is somebody else's."""
+    found, means = f"{home.root} cannot be written", "What is there can be listed and exported; nothing can be built."
+    fix = "change its owner or permissions, or set ENGINEFARM_HOME to a folder of yours"
+    return Check(name="disk:home", status=Verdict.FAIL, found=found, means=means, fix=fix)
 
 
 def _without_gpu(stack: Stack) -> bool:

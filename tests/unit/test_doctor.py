@@ -146,6 +146,11 @@ def test_room_for_the_stacks_that_need_no_gpu_is_enough(tmp_path: Path) -> None:
     assert found.status is Verdict.OK
 
 
+def test_home_of_somebody_else(tmp_path: Path) -> None:
+    found = next(one for one in examine(facts(home_writable=False), (), Home(root=tmp_path)) if one.name == "disk:home")
+    assert (found.status, found.found) == (Verdict.FAIL, f"{tmp_path} cannot be written")
+
+
 def unreachable(address: str = "https://mirror.example") -> Answer:
     """Make an address that is not reached."""
     return Answer(address=address, problem="timed out")
