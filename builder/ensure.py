@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
+from builder.candidates import Candidate
 from builder.check import Checked, check, find_model
 from builder.compat import Verdict, Wish, no_fit
 from builder.compat_rules import load_known_bad
@@ -286,7 +287,7 @@ class _Model:
         for finding in verdict.warnings:
             self._say(f"note: {finding.reason.value.code} {finding.text}")
         self._say(f"{action.value} {found.subject.name}, {verdict.fit.value} on {verdict.gpu}")
-        save_session(self._means.home, self._name, self._means.facts, candidate)
+        self._remember(candidate)
         return Ensured(
             model=self._name,
             action=action,
@@ -297,6 +298,15 @@ class _Model:
             changes=changed,
             since=since,
         )
+
+    def _remember(self, candidate: Candidate) -> None:
+        try:
+            save_session(self._means.home, self._name, self._means.facts, candidate)
+        except EnginefarmError as error:
+            # the engine is there and fits: a home that may only be read, as in an image, is no reason to fail
+            if error.reason not in {Reason.STORE_READ_ONLY, Reason.DISK_FULL}:
+                raise
+            self._say(f"note: {error.reason.value.code} {error.what}: the next session cannot compare with this one")
 
     def _say(self, text: str) -> None:
         self._means.say(f"{self._name}: {text}")

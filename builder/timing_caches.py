@@ -172,10 +172,14 @@ def export_cache(store: Store, text: str, target: Path) -> Blob:
     """Write a timing cache to a file, which is replaced if it is there; return what was written.
 
     Raises:
-        EnginefarmError: as `find_cache`; DISK_FULL, STORE_READ_ONLY for the place to write to.
+        EnginefarmError: as `find_cache`; PATH_OCCUPIED, DISK_FULL, STORE_READ_ONLY for the place to write to.
 
     """
     blob = find_cache(store, text)
+    # a link such as /dev/stdout must not be replaced itself
+    target = target.resolve()
+    if target.exists() and not target.is_file():
+        raise EnginefarmError(Reason.PATH_OCCUPIED, f"{target} is no file", fix="name a file")
     with durable.writing(str(target), blob.size):
         _make_folder(target.parent)
         with tempfile.NamedTemporaryFile(prefix=f".{target.name}-", dir=target.parent, delete=False) as file:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from builder.candidates import is_rtx
 from builder.errors import EnginefarmError, Reason
 from builder.manifest import Manifest
 
@@ -42,11 +43,11 @@ class TritonModel:
 
 def serves(manifest: Manifest) -> bool:
     """Say whether Triton can load an engine: it has no backend for TensorRT-RTX, and it refits none."""
-    return not _is_rtx(manifest) and not manifest.build.options.get("strip_weights")
+    return not _rtx(manifest) and not manifest.build.options.get("strip_weights")
 
 
-def _is_rtx(manifest: Manifest) -> bool:
-    return manifest.stack.name.startswith("trtrtx") or manifest.stack.tensorrt.startswith("1.")
+def _rtx(manifest: Manifest) -> bool:
+    return is_rtx(manifest.stack.name, manifest.stack.tensorrt)
 
 
 def is_own_config(content: bytes) -> bool:
@@ -67,7 +68,7 @@ def repository(manifests: Iterable[Manifest]) -> tuple[TritonModel, ...]:
     groups: dict[str, list[Manifest]] = {}
     for manifest in manifests:
         if not serves(manifest):
-            rtx = _is_rtx(manifest)
+            rtx = _rtx(manifest)
             why = "it has no backend for TensorRT-RTX" if rtx else "it was built without its weights"
             what = f"Triton cannot load {manifest.job}: {why}"
             fix = "build it with a stack of classic TensorRT" if rtx else "build it without build.strip_weights"

@@ -44,6 +44,10 @@ INDEX = "index.json"
 _MANIFEST, _ENGINE = "manifest.json", "model.plan"
 _LARGEST_MANIFEST = 4 << 20
 _MOST_BUNDLES = 64
+_NO_POLICY_FIX = (
+    "`enginefarm keys export NAME --policy` prints one where the key is; if you trust it, put it into policy.toml of "
+    "this farm's home"
+)
 # how far a check came, the furthest last: of several signatures that fail, the best one is told
 _ORDER = (
     Reason.SIGNATURE_INVALID,
@@ -209,7 +213,8 @@ def _check(content: bytes, subject: _Subject, policy: Policy, model: str, now: d
     rule = policy.rule_for(model)
     if rule is None:
         why = f"no rule of {policy.where} matches this model" if policy.where else "there is no policy"
-        raise EnginefarmError(Reason.SIGNER_UNKNOWN, f"nobody is trusted to sign {model}", why=why)
+        fix = None if policy.where else _NO_POLICY_FIX
+        raise EnginefarmError(Reason.SIGNER_UNKNOWN, f"nobody is trusted to sign {model}", why=why, fix=fix)
     if bundle.kind is Kind.KEY:
         signer, key_id, signed_at = _by_key(bundle, subject, rule.keys, now)
     elif bundle.kind is Kind.CERTIFICATE:

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import click
 
+from builder import durable
 from builder.crash import write_crash_log
 from builder.errors import EnginefarmError, ExitCode, Reason
 from builder.project import find_home
 from builder.report.failure import error_json, error_lines
 from builder.terminal import open_terminal, silence
 
-_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
 
 def report(error: BaseException, arguments: Sequence[str]) -> int:
@@ -30,7 +31,8 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, BrokenPipeError):
         return ExitCode.OK  # the reader has seen enough
     if isinstance(error, OSError):
-        error = _of_the_disk(error)
+        said = _of_the_disk(error)
+        error = said.with_traceback(error.__traceback__) if said is not None else error
     if "--debug" in arguments:
         traceback.print_exception(error)
     wants_json = "--json" in arguments
@@ -48,18 +50,23 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     return _json(wants_json, _bug(error, arguments))
 
 
-def _of_the_disk(error: OSError) -> Exception:
-    """Put into words what a full disk or a read-only file system did where nobody else has."""
-    if error.errno not in _DISK:
-        return error
+def _of_the_disk(error: OSError) -> EnginefarmError | None:
+    """Put into words what a full disk, or a home that is not this user's, did where nobody else has."""
     try:
         sys.stdout.flush()
     except OSError:
         silence(sys.stdout)
-    what = f"{error.filename or 'a file'} was not written: {os.strerror(error.errno or 0)}"
+    name, said = error.filename or "a file", os.strerror(error.errno or 0)
+    if error.errno in durable.FULL:
+        return EnginefarmError(Reason.DISK_FULL, f"{name} was not written: {said}", fix="free space where it lies")
     if error.errno == errno.EROFS:
-        return EnginefarmError(Reason.STORE_READ_ONLY, what)
-    return EnginefarmError(Reason.DISK_FULL, what, fix="free space where it lies")
+        return EnginefarmError(Reason.STORE_READ_ONLY, f"{name} was not written: {said}")
+    ours = isinstance(name, str) and Path(name).is_relative_to(find_home().root)
+    if ours and error.errno in _FORBIDDEN:
+        return EnginefarmError(Reason.STORE_READ_ONLY, f"{name}: {said}")
+    if ours and error.errno == errno.ENOTDIR:
+        return EnginefarmError(Reason.STORE_FOREIGN, f"{name}: {said}")
+    return None
 
 
 def _json(wanted: bool, document: dict[str, object]) -> int:  # noqa: FBT001 - private

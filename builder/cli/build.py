@@ -52,7 +52,7 @@ from builder.timing_caches import find_cache
               help="Limit of a stage in a container [default: what is free].")  # fmt: skip
 @options.lock
 @options.compat
-@click.option("--sealed", metavar="DIGEST", help="Use this timing cache alone; fail where it does not hold all.")
+@click.option("--sealed", metavar="DIGEST|FILE", help="Use this timing cache alone; fail where it does not hold all.")
 @options.as_json
 @options.project
 def command(  # noqa: PLR0913 - one parameter per option

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from builder.cli import options
-from builder.project import find_home
+from builder.project import Home, find_home
 from builder.report.caches import cache_json, cache_rows
+from builder.report.planned import counted
 from builder.report.units import size
 from builder.store import Store
 from builder.timing_caches import export_cache, export_classes, import_classes, list_caches
@@ -35,7 +36,7 @@ def list_all(*, as_json: bool) -> None:
         out = options.stdout()
         options.print_lines(cache_rows(caches, out.width, out.paint))
     else:
-        options.stderr().line(f"the store {home.store} holds no timing cache: builds on a GPU make them")
+        options.stderr().line(_none(home))
 
 
 @command.command("export")
@@ -58,8 +59,12 @@ def export_all(*, folder: Path) -> None:
     For `caches import` on another machine with such a GPU. Worth it before a rented machine goes back: what took
     TensorRT minutes to measure is some hundred kilobytes.
     """
-    names = export_classes(Store(find_home().store), folder)
-    options.stderr().line(f"wrote {len(names)} timing caches to {folder}")
+    home = find_home()
+    names = export_classes(Store(home.store), folder)
+    if names:
+        options.stderr().line(f"wrote {counted(len(names), 'timing cache')} to {folder}")
+    else:
+        options.stderr().line(_none(home))
 
 
 @command.command("import")
@@ -71,4 +76,8 @@ def import_all(*, folder: Path) -> None:
     options.
     """
     names = import_classes(Store(find_home().store), folder)
-    options.stderr().line(f"took {len(names)} timing caches that were not here")
+    options.stderr().line(f"took {counted(len(names), 'new timing cache')}")
+
+
+def _none(home: Home) -> str:
+    return f"the store {home.store} holds no timing cache: builds on a GPU make them"
