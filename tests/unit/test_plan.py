@@ -369,6 +369,16 @@ def test_int8_is_planned_where_there_are_calibrators() -> None:
         assert all(other in refused[name].fix for other in having)
 
 
+def test_int8_is_not_planned_with_what_wants_a_strongly_typed_network() -> None:
+    ten = load_stacks(IMAGES)["trt10.9-cuda12.8"]
+    both = {"model": recipe(precisions=precisions("int8", "fp16"), build={"weight_streaming": True})}
+    made = plan("hopper", recipes=both, stacks=(ten,))
+    assert [job.precision for job in made.jobs] == ["fp16"]
+    (refusal,) = made.refusals
+    assert (refusal.precision, refusal.reason) == ("int8", Reason.OPTION_UNSUPPORTED)
+    assert refusal.what.startswith("weight_streaming wants a strongly typed network")
+
+
 def test_a_precision_that_only_the_stack_lacks_has_no_release_to_blame() -> None:
     made = plan(
         "ampere",
