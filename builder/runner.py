@@ -81,8 +81,9 @@ def run(  # the parts of a run
     """Execute all jobs of a plan, in plan order of outcomes. A failed job does not stop the others.
 
     Raises:
-        EnginefarmError: what stands against starting at all: GPU_NEEDED, SM_MISMATCH, DISK_FULL, PYTHON_MISSING,
-            ENVIRONMENT_MISSING, IMAGE_MISSING, DOCKER_UNAVAILABLE, STORE_READ_ONLY, STORE_FOREIGN.
+        EnginefarmError: what stands against starting at all: GPU_NEEDED, SM_MISMATCH, OPTION_UNSUPPORTED
+            for a seal that no job reads, DISK_FULL, PYTHON_MISSING, ENVIRONMENT_MISSING, IMAGE_MISSING,
+            DOCKER_UNAVAILABLE, STORE_READ_ONLY, STORE_FOREIGN.
 
     """
     execution = Execution(
@@ -161,6 +162,11 @@ class Execution:
         gpus = visible_gpus(os.environ) if needing else ()
         names = ", ".join(dict.fromkeys(job.stack for job in needing))
         without = [name for name, stack in build_stacks(self.stacks).items() if not stack.build.needs_gpu]
+        if self.settings.sealed is not None and not needing:
+            stacks = ", ".join(dict.fromkeys(job.stack for job in self.plan.jobs))
+            what = f"{stacks} builds without measuring anything, so no timing cache can seal its engines"
+            fix = "leave --sealed out, or name a stack that tunes on a GPU with --stack"
+            raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix=fix)
         if needing and not gpus:
             what = f"{names} can build only on a machine with an NVIDIA GPU, and this one has none"
             fix = f"stacks that need no GPU: {', '.join(without)}"

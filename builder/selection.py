@@ -35,6 +35,10 @@ def load_catalogue(project: Project, selection: Selection) -> Catalogue:
     targets = choose_targets(known_targets, selection.targets)
     stacks = take_lock(load_stacks(project.images), selection.lock)
     chosen = choose_stacks(stacks, selection.stacks)
+    having = [name for name, stack in stacks.items() if selection.lock in stack.spec.image.locks]
+    if having and not any(stack.name in having for stack in chosen):
+        what = f"{', '.join(stack.name for stack in chosen)} has no lock {selection.lock!r}"
+        raise EnginefarmError(Reason.STACK_UNKNOWN, what, fix=f"add --stack {' or '.join(having)}, which has it")
     return Catalogue(
         recipes=select_recipes(load_recipes(project.recipes, build_stacks(stacks), known_targets), selection.recipes),
         stacks=chosen,

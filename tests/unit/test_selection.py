@@ -46,3 +46,15 @@ def test_unknown_names(selection: Selection, reason: Reason) -> None:
     with pytest.raises(EnginefarmError) as caught:
         load_catalogue(PROJECT, selection)
     assert caught.value.reason is reason
+
+
+def test_a_lock_of_a_stack_that_was_not_asked_for_is_refused() -> None:
+    with pytest.raises(EnginefarmError) as caught:
+        load_catalogue(PROJECT, Selection(lock="8.6.0"))
+    assert caught.value.reason is Reason.STACK_UNKNOWN
+    assert caught.value.fix == "add --stack trt8.6-cuda12.0, which has it"
+    both = load_catalogue(PROJECT, Selection(stacks=("trt8.6-cuda12.0", "trt11.3-cuda13.4"), lock="8.6.0"))
+    assert {stack.name: stack.build.tensorrt for stack in both.stacks} == {
+        "trt8.6-cuda12.0": "8.6.0",
+        "trt11.3-cuda13.4": "11.3.0.99",
+    }

@@ -38,7 +38,10 @@ def _failure(*errors: str) -> StageFailure:
             "profile-invalid",
         ),
         ("IElementWiseLayer Add: broadcast dimensions must be conformable In op", "profile-invalid"),
-        ("(kOPT values for profile 0 violate shape constraints: /Reshape: reshape would change volume)", "profile-invalid"),
+        (
+            "(kOPT values for profile 0 violate shape constraints: /Reshape: reshape would change volume)",
+            "profile-invalid",
+        ),
         ("(kv_slice: optimization profile is missing values for shape input)", "op-unsupported"),
         ("(Optimization profile 0 is missing values for shape input tensor s. In validate)", "op-unsupported"),
         ("Error Code 2: OutOfMemory (Requested size was 9 bytes.)", "out-of-memory"),
