@@ -17,7 +17,7 @@ from builder.executors import AUTO, EXECUTORS, Executor, docker_answers
 from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.gpu import visible_gpus
-from builder.gpu_choice import alike, fits, wrong_gpu
+from builder.gpu_choice import tunable, wrong_gpu
 from builder.job_stages import Tuned
 from builder.jobs import JobRunner, find_proved, make_keys, read_manifest
 from builder.journal import Journal
@@ -173,7 +173,7 @@ class Execution:
             raise EnginefarmError(Reason.GPU_NEEDED, what, fix=fix)
         refused: list[JobOutcome] = []
         for job in needing:
-            fitting = alike([gpu for gpu in gpus if fits(job, gpu)])
+            fitting = tunable(job, gpus)
             if fitting:
                 self.tuned[job.id] = Tuned(
                     gpus=fitting, sealed=self.settings.sealed, same_device=self.settings.sealed_here
