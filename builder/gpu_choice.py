@@ -23,6 +23,12 @@ def alike(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     return tuple(gpu for gpu in gpus if _kind(gpu) == _kind(gpus[0]))
 
 
+def tunable(job: Job, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Keep the GPUs to tune a job's engine on: alike, and of an SM that the job names if there is one here."""
+    own = [gpu for gpu in gpus if gpu.sm in job.sms]
+    return alike(own or [gpu for gpu in gpus if fits(job, gpu)])
+
+
 def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str) -> tuple[Gpu, ...]:
     """Keep the GPUs on which the engine of a job runs; `doing` says what is done to it, such as "timed".
 

@@ -265,6 +265,9 @@ def _against_stack(catalogue: Catalogue, recipe: Recipe, precision: str, stack: 
             what = f"stack {stack.name} has no build option {need.option}"
             fix = f"stacks that have it: {', '.join(having) or 'none'}; or drop it from the recipe"
             return Reason.OPTION_UNSUPPORTED, f"{what}: {absent}" if absent else what, fix
+    if precision == Precision.INT8.value and recipe.build.weight_streaming:
+        what = "weight_streaming wants a strongly typed network, and int8 is calibrated on a weakly typed one"
+        return Reason.OPTION_UNSUPPORTED, what, "drop it from the recipe, or choose another precision"
     return None
 
 

@@ -17,7 +17,7 @@ from builder.executors import AUTO, EXECUTORS, Executor, docker_answers
 from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.gpu import visible_gpus
-from builder.gpu_choice import alike, fits, wrong_gpu
+from builder.gpu_choice import tunable, wrong_gpu
 from builder.job_stages import Tuned
 from builder.jobs import JobRunner, find_proved, make_keys, read_manifest
 from builder.journal import Journal
@@ -81,8 +81,9 @@ def run(  # the parts of a run
     """Execute all jobs of a plan, in plan order of outcomes. A failed job does not stop the others.
 
     Raises:
-        EnginefarmError: what stands against starting at all: GPU_NEEDED, SM_MISMATCH, DISK_FULL, PYTHON_MISSING,
-            ENVIRONMENT_MISSING, IMAGE_MISSING, DOCKER_UNAVAILABLE, STORE_READ_ONLY, STORE_FOREIGN.
+        EnginefarmError: what stands against starting at all: GPU_NEEDED, SM_MISMATCH, OPTION_UNSUPPORTED
+            for a seal that no job reads, DISK_FULL, PYTHON_MISSING, ENVIRONMENT_MISSING, IMAGE_MISSING,
+            DOCKER_UNAVAILABLE, STORE_READ_ONLY, STORE_FOREIGN.
 
     """
     execution = Execution(
@@ -161,13 +162,18 @@ class Execution:
         gpus = visible_gpus(os.environ) if needing else ()
         names = ", ".join(dict.fromkeys(job.stack for job in needing))
         without = [name for name, stack in build_stacks(self.stacks).items() if not stack.build.needs_gpu]
+        if self.settings.sealed is not None and not needing:
+            stacks = ", ".join(dict.fromkeys(job.stack for job in self.plan.jobs))
+            what = f"{stacks} builds without measuring anything, so no timing cache can seal its engines"
+            fix = "leave --sealed out, or name a stack that tunes on a GPU with --stack"
+            raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix=fix)
         if needing and not gpus:
             what = f"{names} can build only on a machine with an NVIDIA GPU, and this one has none"
             fix = f"stacks that need no GPU: {', '.join(without)}"
             raise EnginefarmError(Reason.GPU_NEEDED, what, fix=fix)
         refused: list[JobOutcome] = []
         for job in needing:
-            fitting = alike([gpu for gpu in gpus if fits(job, gpu)])
+            fitting = tunable(job, gpus)
             if fitting:
                 self.tuned[job.id] = Tuned(
                     gpus=fitting, sealed=self.settings.sealed, same_device=self.settings.sealed_here

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ _TACTIC_OPTIONS = (
     "version_compatible",
     "weight_streaming",
 )
+_CLASS_FILE_BYTES = 1 << 20
+_TEXTS = ("tensorrt", "device", "sm", "driver", "precision")
 _DIGEST = re.compile(r"(sha256:)?(?P<hex>[0-9a-f]{6,64})")
 _SLUG = re.compile(r"[^a-z0-9.]+")
 
@@ -236,8 +239,8 @@ def import_classes(store: Store, folder: Path) -> list[str]:
 
 def _read_class(place: Path) -> tuple[dict[str, Any], str]:
     try:
-        document: dict[str, Any] = json.loads((place / CLASS).read_bytes())
-        sha256 = durable.sha256_file(place / TIMING_CACHE)
+        document = _read_document(_plain(place / CLASS, _CLASS_FILE_BYTES).read_bytes())
+        sha256 = durable.sha256_file(_plain(place / TIMING_CACHE, CLASS_BYTES))
         name = _place_name(document, sha256)
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "this is no timing cache with a description of its class"
@@ -246,6 +249,28 @@ def _read_class(place: Path) -> tuple[dict[str, Any], str]:
         why = f"its content and description belong to the name {name}"
         raise EnginefarmError(Reason.TIMING_CACHE_INVALID, "the timing cache is damaged", where=str(place), why=why)
     return document, sha256
+
+
+def _plain(path: Path, most: int) -> Path:
+    """Give the path back if it is that of a file with an end: a folder from elsewhere may hold anything."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+        msg = f"{path.name} is no file of at most {most} bytes"
+        raise ValueError(msg)
+    return path
+
+
+def _read_document(content: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(content)
+    except RecursionError as error:
+        msg = "the description is nested too deeply"
+        raise ValueError(msg) from error
+    texts = [document[name] for name in _TEXTS] + [document["stack"]["name"]]
+    if not all(isinstance(text, str) and text.isprintable() for text in texts):
+        msg = "the description has names that are no text"
+        raise ValueError(msg)
+    return {**document}
 
 
 def _place_name(document: Mapping[str, Any], sha256: str) -> str:
@@ -279,8 +304,8 @@ def _listed(store: Store, kind: str) -> Iterator[CacheFile]:
         if blob is None:
             continue
         try:
-            document = json.loads(store.read(entry, CLASS)) if kind == KIND else None
-        except (EnginefarmError, KeyError):
+            document = _read_document(store.read(entry, CLASS)) if kind == KIND else None
+        except (EnginefarmError, KeyError, ValueError, TypeError):
             # damaged: no build takes it, and the others are none the worse
             continue
         yield CacheFile(entry=entry, blob=blob, document=document)

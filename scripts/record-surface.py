@@ -213,6 +213,11 @@ def text_of(surface: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+def file_name(version: str) -> str:
+    """Name the record of a version as stacks name it: 10.14.1.48.post1 is 10.14.1.48 in another wheel."""
+    return f"{version.partition('.post')[0]}.json"
+
+
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
@@ -236,7 +241,7 @@ def main() -> int:
         taken = (options.wheel, ()) if options.wheel else None
         pin, hashes = taken or locked(options.stack, options.lock, version_of(options.python))
         surface = record(pin, hashes, options.python)
-    path = SURFACES / f"{surface['tensorrt']}.json"
+    path = SURFACES / file_name(surface["tensorrt"])
     path.write_text(text_of(surface), encoding="utf-8")
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size} bytes")
     return 0

@@ -9,7 +9,7 @@ import pytest
 
 from builder.errors import Reason
 from builder.gpu import Gpu
-from builder.gpu_choice import alike, choose_gpus, fits, wrong_gpu
+from builder.gpu_choice import alike, choose_gpus, fits, tunable, wrong_gpu
 from builder.plan import Job
 from tests.artifacts import refusal
 
@@ -38,6 +38,14 @@ def test_gpus_that_fit(asked: Job, fitting: list[Gpu]) -> None:
     every = (T4, H200, L4, B200)
     assert choose_gpus(asked, every, "timed") == tuple(fitting)
     assert [gpu for gpu in every if fits(asked, gpu)] == fitting
+
+
+def test_an_engine_for_all_from_ampere_on_is_tuned_on_the_sm_that_it_is_named_after() -> None:
+    asked, twin = job("8.9", compatibility="ampere_plus"), replace(L4, uuid="GPU-9")
+    assert tunable(asked, (H200, L4, B200, twin)) == (L4, twin)
+    # where there is none, on the first that will do
+    assert tunable(asked, (T4, H200, B200)) == (H200,)
+    assert tunable(job("8.9"), (T4, H200)) == ()
 
 
 def test_no_gpu_at_all() -> None:

@@ -47,6 +47,11 @@ class Flag(Enum):
         return self.value
 
 
+def test_a_record_has_the_version_of_its_stack() -> None:
+    assert script.file_name("10.16.1.11") == "10.16.1.11.json"
+    assert script.file_name("10.14.1.48.post1") == "10.14.1.48.json"
+
+
 def function(name: str, doc: str) -> Any:
     """Make a built-in as pybind11 does: its signatures are in its docstring."""
 

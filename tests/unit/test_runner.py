@@ -91,14 +91,14 @@ class Farm:
         assert verify
         return keys if keys in self.stored else None
 
-    def run(self, executor: str = AUTO) -> list[str]:
+    def run(self, executor: str = AUTO, sealed: Path | None = None) -> list[str]:
         """Run both jobs; return how each ended."""
         execution = Execution(
             plan=Plan(jobs=JOBS, refusals=()),
             recipes=dict.fromkeys((job.recipe for job in JOBS), None),  # type: ignore[arg-type]
             project=Project(root=ROOT),
             home=Home(root=self.root / "home"),
-            settings=Settings(executor=executor),
+            settings=Settings(executor=executor, sealed=sealed),
             listen=self.events.append,
             cancel=threading.Event(),
         )
@@ -194,3 +194,11 @@ def test_an_executor_asked_for_is_the_only_one(farm: Farm, executor: str, other:
 def test_docker_asked_for_by_name_has_no_other_to_fall_back_on(farm: Farm) -> None:
     farm.trouble = EnginefarmError(Reason.IMAGE_BUILD_FAILED, "no image")
     assert refusal(lambda: farm.run("docker")).reason is Reason.IMAGE_BUILD_FAILED
+
+
+def test_a_seal_that_no_job_reads_is_refused(farm: Farm) -> None:
+    error = refusal(lambda: farm.run(sealed=farm.root / "timing.cache"))
+    assert error.reason is Reason.OPTION_UNSUPPORTED
+    assert STACK in error.what
+    assert "--sealed" in (error.fix or "")
+    assert not farm.made

@@ -48,16 +48,16 @@ def versions(stack: Stack, python: str) -> dict[str, str]:
 
 
 def test_the_matrix_has_every_stack() -> None:
-    assert sorted(STACKS) == [
+    # a further minor release is a folder and a lock: no test names it
+    assert STACKS.keys() >= {
         "export",
         "l4t36.4-trt10.3",
-        "trt10.13-cuda12.9",
-        "trt10.16-cuda13.2",
         "trt10.9-cuda12.8",
+        "trt10.16-cuda13.2",
         "trt11.3-cuda13.4",
         "trt8.6-cuda12.0",
         "trtrtx1.7-cuda13",
-    ]
+    }
     assert [name for name, stack in build_stacks(STACKS).items() if stack.spec.default] == ["trtrtx1.7-cuda13"]
 
 
@@ -115,7 +115,7 @@ def test_the_stack_fits_its_base_and_the_stand_in(stack: Stack) -> None:
 def test_a_classic_stack_has_tensorrt_of_one_version(stack: Stack) -> None:
     for python in pythons(stack):
         found = {name: version for name, version in versions(stack, python).items() if name.startswith("tensorrt")}
-        assert set(found.values()) == {stack.build.tensorrt}
+        assert {version.partition(".post")[0] for version in found.values()} == {stack.build.tensorrt}
         assert any(name.endswith("bindings") for name in found) or "tensorrt" in found
         assert any(name.endswith("libs") for name in found) or "tensorrt" in found
 
