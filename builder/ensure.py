@@ -175,7 +175,8 @@ class _Model:
         wish = self._wish
         if wish.precision is None and checked:
             wish = replace(wish, precision=checked[0].subject.candidate.precision)
-        action = self._get(checked, wish)
+        # of those that fit, what was found damaged is gone
+        action = self._get([one for one in checked if not one.verdict.fits], wish)
         found = self._fitting(self._check())
         if found is None:
             raise no_fit([one.verdict for one in self._check()], f"engine of {self._name}")
@@ -188,9 +189,12 @@ class _Model:
         """Return the best engine that fits and whose files are whole; damaged ones are set aside."""
         for one in checked:
             entry = one.subject.entry
-            if one.verdict.fits and entry is not None and self._store.intact(entry):
+            if not one.verdict.fits or entry is None:
+                continue
+            if self._store.intact(entry):
                 self._store.touch(entry)
                 return one
+            self._say(f"{one.subject.name} was damaged and is set aside")
         return None
 
     def _compare(self, checked: Sequence[Checked]) -> tuple[str, tuple[Change, ...]]:

@@ -57,8 +57,13 @@ def silence(stream: TextIO) -> None:
         os.dup2(null.fileno(), stream.fileno())
 
 
-def open_terminal(stream: TextIO, environ: Mapping[str, str]) -> Terminal:
-    """Look at a stream and the environment: NO_COLOR, FORCE_COLOR, TERM=dumb, CI, COLUMNS."""
+def open_terminal(stream: TextIO | None, environ: Mapping[str, str]) -> Terminal:
+    """Look at a stream and the environment: NO_COLOR, FORCE_COLOR, TERM=dumb, CI, COLUMNS.
+
+    Null is what Python has of a stream that was closed when it began: what goes there is gone.
+    """
+    if stream is None:
+        stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - a device, open until the end
     is_terminal = stream.isatty()
     unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
     interactive = is_terminal and unicode and environ.get("TERM") != "dumb" and not environ.get("CI")

@@ -234,6 +234,8 @@ def test_a_damaged_engine_is_made_again(farm: Farm) -> None:
     farm.auto, farm.buildable = True, ON_T4
     assert farm.one().action is Action.BUILT
     assert list((farm.home.store / "quarantine").iterdir())
+    assert f"{ON_T4.recipe}: {ON_T4.job} was damaged and is set aside" in farm.told
+    assert not any("does not fit" in line for line in farm.told)
 
 
 def test_what_was_built_may_not_fit_either(farm: Farm) -> None:

@@ -46,6 +46,13 @@ def test_other_streams_are_plain_and_as_wide_as_needed() -> None:
     assert open_terminal(io.StringIO(), {"COLUMNS": "72"}).width == 72
 
 
+def test_a_stream_that_was_closed_takes_everything() -> None:
+    terminal = open_terminal(None, {})
+    terminal.line("gone")
+    assert not terminal.interactive
+    terminal.stream.close()
+
+
 def test_no_display_where_the_encoding_lacks_its_characters() -> None:
     """An old locale gets plain lines."""
     screen = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
