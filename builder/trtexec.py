@@ -99,6 +99,8 @@ def trtexec_notes(job: Job, recipe: Recipe, stack: Stack) -> list[str]:
     if job.precision == INT8:
         where = f"{_calibration_cache(job)} is calibration.cache in the engine's entry of the farm's store"
         notes.append(f"{where}; without it the tool makes ranges up")
+    if "editable_timing_cache" in features_of(family, stack.build.tensorrt) and family != RTX:
+        notes.append("the farm's timing caches are editable ones, for which this tool has no option")
     if recipe.build.strip_weights:
         notes.append("an engine without weights cannot be timed before it is refitted")
     return notes

@@ -207,6 +207,12 @@ def test_an_engine_without_weights_is_not_timed() -> None:
     assert any("refitted" in note for note in trtexec_notes(job, made, stack(**TEN)))
 
 
+@pytest.mark.parametrize(("spec", "noted"), [(EIGHT, False), (TEN, True), (ELEVEN, True), (RTX, False)])
+def test_caches_that_the_tool_does_not_share_are_named(spec: dict[str, Any], noted: bool) -> None:
+    job = Job(recipe="model", precision="fp16", stack="s", target="t", sms=("9.0",))
+    assert any("editable" in note for note in trtexec_notes(job, model(), stack(**spec))) is noted
+
+
 def test_the_graph_may_lie_elsewhere() -> None:
     assert lines(model(), stack(**TEN), model="/tmp/work/lowered.onnx")
 

@@ -27,6 +27,9 @@ RESERVE_BYTES = 512 * MIB
 LEAST_WORKSPACE_BYTES = 64 * MIB
 AMPERE = (8, 0)
 LEVELS = {"ampere_plus": "AMPERE_PLUS", "same_compute_capability": "SAME_COMPUTE_CAPABILITY"}
+# An editable cache names the timings of each layer: a sealed build finds those that were written in the same way alone.
+# Compiled code in the cache would make it grow where no timing was missing.
+RECORDING = ("EDITABLE_TIMING_CACHE", "DISABLE_COMPILATION_CACHE")
 # Said beside "could not find any implementation" when it was memory that was missing.
 SHORT_OF_MEMORY = (
     "insufficient memory",
@@ -51,12 +54,13 @@ class Classic(NamedTuple):
     """The adapter of a major: what it says otherwise than the others, as data.
 
     `network_flags` and `precision_flags` name flags, `own_network_flags` those of precisions whose networks are made
-    otherwise; of `sealing`, those count that the release has. `constrain` tells a network that was parsed which layers
-    compute in which precision and returns how many it told.
+    otherwise; of `recording`, set in every build, and `sealing`, those count that the release has. `constrain` tells a
+    network that was parsed which layers compute in which precision and returns how many it told.
     """
 
     network_flags: tuple[str, ...]
     precision_flags: dict[str, tuple[str, ...]]
+    recording: tuple[str, ...] = ()
     sealing: tuple[str, ...] = ()
     constrain: Callable[[Any, Any, str, Request], int] = _nothing
     own_network_flags: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -253,11 +257,11 @@ def _open(major: Classic, request: Request, model: str, cuda: Cuda) -> Parts:
     profiles = session.add_profiles(builder, config, network, request.profiles, log)
     _set_flags(trt, config, [*major.precision_flags[request.precision], *_option_flags(request.options)])
     _set_options(trt, config, request)
-    if request.timing.sealed:
-        # 8.6 has none of these: there the cache's bytes tell afterwards
-        known = trt.BuilderFlag.__members__
-        for flag in (known[name] for name in major.sealing if name in known):
-            config.set_flag(flag)
+    # 8.6 has none of these: there the cache's bytes tell afterwards
+    known = trt.BuilderFlag.__members__
+    asked = [*major.recording, *(major.sealing if request.timing.sealed else ())]
+    for flag in (known[name] for name in asked if name in known):
+        config.set_flag(flag)
     timing = timing_cache.load_timing(config, request, log)
     calibration = calibrate.attach(trt, builder, network, config, cuda, request)
     return Parts(trt, log, builder, network, config, profiles, told, timing, calibration)

@@ -23,7 +23,8 @@ def constrain(trt: Any, network: Any, model: str, request: Request) -> int:
 ADAPTER = classic.Classic(
     network_flags=("STRONGLY_TYPED",),
     precision_flags=FLAGS,
-    sealing=("ERROR_ON_TIMING_CACHE_MISS", "EDITABLE_TIMING_CACHE"),
+    recording=classic.RECORDING,
+    sealing=("ERROR_ON_TIMING_CACHE_MISS",),
     constrain=constrain,
     own_network_flags={"int8": ()},
 )

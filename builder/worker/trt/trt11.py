@@ -9,5 +9,6 @@ FLAGS = {"fp32": (), "tf32": ("TF32",), "fp16": (), "bf16": ()}
 ADAPTER = classic.Classic(
     network_flags=("STRONGLY_TYPED",),
     precision_flags=FLAGS,
-    sealing=("ERROR_ON_TIMING_CACHE_MISS", "EDITABLE_TIMING_CACHE", "DISABLE_COMPILATION_CACHE"),
+    recording=classic.RECORDING,
+    sealing=("ERROR_ON_TIMING_CACHE_MISS",),
 )

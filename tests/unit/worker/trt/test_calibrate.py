@@ -17,7 +17,7 @@ from builder.worker.trt import Calibration, calibrate, gpu_adapter, read_request
 from builder.worker.trt.calibrate import Source
 from builder.worker.trt.session import Log
 from tests.surfaces import FakeTensor, fake_tensorrt
-from tests.unit.worker.trt.test_classic import FakeCuda, build, flags_set, here, request, tensorrt
+from tests.unit.worker.trt.test_classic import FakeCuda, build, every_flag_set, flags_set, here, request, tensorrt
 
 __all__ = ["here"]
 
@@ -51,7 +51,7 @@ def test_a_build_calibrates_at_the_opt_shape(version: str, graph: Path, monkeypa
     assert flags_set(trt) == {"INT8", "FP16", "PREFER_PRECISION_CONSTRAINTS"}
     # no strong typing where it exists: there it forbids these flags
     typing = ["EXPLICIT_BATCH"] if version.startswith("8") else []
-    assert facts["flags"] == [*typing, *(flag for flag in trt.BuilderFlag.__members__ if flag in flags_set(trt))]
+    assert facts["flags"] == [*typing, *(flag for flag in trt.BuilderFlag.__members__ if flag in every_flag_set(trt))]
     assert trt.scene.calibrated == [(1, 4, {"x": (2, 3)})]
     kind = type(trt.called("IBuilderConfig.int8_calibrator=")[0][0]).__mro__[1].__name__
     assert kind == "IInt8EntropyCalibrator2"

@@ -100,6 +100,11 @@ def build(version: str, precision: str = "fp32", options: Options = PLAIN, **cha
 
 
 def flags_set(trt: FakeTensorRT) -> set[str]:
+    """Name what was set for this build, beside what every build sets for its timing cache."""
+    return every_flag_set(trt) - set(classic.RECORDING)
+
+
+def every_flag_set(trt: FakeTensorRT) -> set[str]:
     return {flag.name for (flag,) in trt.called("IBuilderConfig.set_flag")}
 
 
@@ -113,7 +118,8 @@ def test_every_release_builds_in_its_own_words(
     weak = {"fp16": {"FP16", "PREFER_PRECISION_CONSTRAINTS"}} if version.startswith("8") else {}
     expected = {"tf32": {"TF32"}, **weak}.get(precision, set())
     assert flags_set(trt) == expected
-    assert set(facts["flags"]) == expected | {"EXPLICIT_BATCH" if version.startswith("8") else "STRONGLY_TYPED"}
+    network = {"EXPLICIT_BATCH" if version.startswith("8") else "STRONGLY_TYPED"}
+    assert set(facts["flags"]) == every_flag_set(trt) | network
     assert (here / "out/model.plan").read_bytes().startswith(b"ftrt")
     assert facts["device"] == {"name": "NVIDIA H100", "sm": "9.0", "driver_cuda": "13.0"}
     assert facts["profiles"][0]["inputs"]["x"]["max"] == [4, 3]
@@ -180,7 +186,8 @@ def test_options_of_later_releases(version: str, here: Path, monkeypatch: pytest
     trt = tensorrt(version, monkeypatch)
     build(version, options=PLAIN._replace(strip_weights=True, hardware_compatibility="same_compute_capability"))
     # 10 has an older name for the same flag
-    assert [int(flag) for (flag,) in trt.called("IBuilderConfig.set_flag")] == [int(trt.BuilderFlag.STRIP_PLAN)]
+    assert trt.called("IBuilderConfig.set_flag")[0] == (trt.BuilderFlag.STRIP_PLAN,)
+    assert flags_set(trt) == {trt.BuilderFlag.STRIP_PLAN.name}
     level = trt.HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY
     assert trt.called("IBuilderConfig.hardware_compatibility_level=") == [(level,)]
 
@@ -278,6 +285,21 @@ def test_a_sealed_build_takes_what_is_there_and_no_more(
     with pytest.raises(StageFailure) as caught:
         build(version, timing=Timing(("poor",), sealed=True))
     assert caught.value.reason == "sealed-cache-changed"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_sealed_build_reads_a_cache_of_the_kind_that_every_build_writes(
+    version: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = tensorrt(version, monkeypatch)
+    build(version)
+    written = every_flag_set(trt)
+    known = set(trt.BuilderFlag.__members__)
+    assert written == known & {"EDITABLE_TIMING_CACHE", "DISABLE_COMPILATION_CACHE"}
+    again = tensorrt(version, monkeypatch)
+    (here / "full").write_bytes(b"[timings]")
+    build(version, timing=Timing(("full",), sealed=True))
+    assert every_flag_set(again) - written == known & {"ERROR_ON_TIMING_CACHE_MISS"}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
