@@ -155,12 +155,17 @@ def _of_entry(store: Store, entry: Entry) -> Subject:
     key = _document(store.read(entry, KEY), f"{entry.name} in the store")
     blob = store.files(entry)[ENGINE]
     candidate = _candidate(manifest, key, f"{entry.name} in the store")
+    try:
+        header = _header(blob.path)
+    except EnginefarmError as error:
+        what = f"{entry.name} in the store is not what it claims to be"
+        raise EnginefarmError(Reason.STORE_CORRUPT, what, where=error.where, why=error.why) from error
     return Subject(
         name=entry.name,
         model=str(manifest["recipe"].get("name", "")),
         candidate=candidate,
         path=blob.path,
-        findings=header_findings(candidate, _header(blob.path)),
+        findings=header_findings(candidate, header),
         entry=entry,
     )
 

@@ -139,6 +139,14 @@ def test_a_head_that_says_otherwise(head: bytes, text: str, store: Store) -> Non
     assert one.verdict.gpu is None
 
 
+def test_an_engine_whose_file_is_gone(store: Store) -> None:
+    entry = store.entries("engine")[0]
+    blob(store, store.files(entry)[ENGINE].digest).unlink()
+    assert refusal(lambda: names(store, entry.name)).reason is Reason.STORE_CORRUPT
+    checked = {one.subject.name: one for one in check(find_subjects(store, []), machine(), Wish(), ())}
+    assert codes(checked[entry.name]) == ["EF-501"]
+
+
 def test_a_damaged_entry_is_one_of_the_rows(store: Store) -> None:
     entry = store.entries("engine")[0]
     overwrite(blob(store, store.files(entry)[MANIFEST].digest), b"{}")
