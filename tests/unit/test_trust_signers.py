@@ -210,6 +210,20 @@ def test_certificates_by_their_authority(tmp_path: Path) -> None:
     assert len(found.key_id) == 64
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"named": False}, "it names nobody"), ({"signs": False}, "it has neither digitalSignature")],
+    ids=str,
+)
+def test_a_certificate_that_no_check_would_take_signs_nothing(
+    tmp_path: Path, options: dict[str, Any], why: str
+) -> None:
+    folder, ours = engine_folder(tmp_path / "e"), authority(tmp_path / "ca", **options)
+    error = refusal(lambda: sign_folder(folder, ours.signer))
+    assert error.reason is Reason.POLICY_INVALID
+    assert why in (error.why or "")
+
+
 def certificate_refusal(
     tmp_path: Path, *, begins: int = -1, identity: str = "ci@example.org", foreign: bool = False, **validity: Any
 ) -> EnginefarmError:
