@@ -51,6 +51,7 @@ def sources(command: F) -> F:
             "--base-registry",
             metavar="HOST[/PATH]",
             envvar="ENGINEFARM_BASE_REGISTRY",
+            show_envvar=True,
             help="Registry that stands for those of the base images.",
         ),
         click.option(
@@ -59,6 +60,7 @@ def sources(command: F) -> F:
             default=Choice.AUTO.value,
             show_default=True,
             envvar="ENGINEFARM_BASE",
+            show_envvar=True,
             help="Base by digest, or one made from the distribution's packages.",
         ),
     ):
