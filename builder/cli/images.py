@@ -314,6 +314,8 @@ def ls(*, since: str | None, as_json: bool, folder: Path | None) -> int:
         found += [(each, newest_fitting(each, bases, here)) for each in variants]
     if as_json:
         options.print_json(listed_json(found))
+    elif not found:
+        options.stderr().line(f"no stack has changed since {since}" if since else f"{project.images} has no stack")
     else:
         out = options.stdout()
         options.print_lines(listed_lines(found, out.width, out.paint))
