@@ -80,7 +80,7 @@ def read_document(text: str, where: str) -> Facts:
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise _invalid(f"{where}:{error.lineno}", "the file is not JSON", error.msg) from error
-    except RecursionError as error:
+    except (ValueError, RecursionError) as error:
         raise _invalid(where, "the file is not JSON", str(error)) from error
     problems = _Problems(where, text)
     facts = problems.facts(document)

@@ -184,7 +184,7 @@ def test_malformed_json_is_placed(tmp_path: Path) -> None:
     assert wrong(tmp_path, '{\n  "os": linux\n}').where == f"{tmp_path}/facts.json:2"
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b" " * (2 << 20)])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b" " * (2 << 20), b"9" * 5000])
 def test_what_is_no_json(content: bytes, tmp_path: Path) -> None:
     assert wrong(tmp_path, content).where == f"{tmp_path}/facts.json"
 
