@@ -66,7 +66,7 @@ def cli(debug: bool) -> None:  # noqa: FBT001 - the boundary reads the flag
     """Build TensorRT engines from recipes, prove them, and keep them with a manifest.
 
     Data goes to standard output, everything else to standard error. Every command that a script would read takes
-    --json. Files lie under $ENGINEFARM_HOME (default: ~/.cache/enginefarm).
+    --json. Files lie under $ENGINEFARM_HOME (default: enginefarm in $XDG_CACHE_HOME or ~/.cache).
     """
 
 

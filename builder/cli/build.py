@@ -47,7 +47,8 @@ from builder.timing_caches import find_cache
               help="Keep the folders of all stages, and containers that failed.")  # fmt: skip
 @click.option("--job", "ids", multiple=True, metavar="GLOB", help="Only the jobs with such ids; repeatable.")
 @click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", help="What runs the stages; auto: docker where one answers.")  # fmt: skip
+              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
+              help="What runs the stages; auto: docker where one answers.")  # fmt: skip
 @click.option("--memory", "memory_mib", type=click.IntRange(min=64), metavar="MIB",
               help="Limit of a stage in a container [default: what is free].")  # fmt: skip
 @options.lock

@@ -51,6 +51,7 @@ def sources(command: F) -> F:
             "--base-registry",
             metavar="HOST[/PATH]",
             envvar="ENGINEFARM_BASE_REGISTRY",
+            show_envvar=True,
             help="Registry that stands for those of the base images.",
         ),
         click.option(
@@ -59,6 +60,7 @@ def sources(command: F) -> F:
             default=Choice.AUTO.value,
             show_default=True,
             envvar="ENGINEFARM_BASE",
+            show_envvar=True,
             help="Base by digest, or one made from the distribution's packages.",
         ),
     ):
@@ -312,6 +314,8 @@ def ls(*, since: str | None, as_json: bool, folder: Path | None) -> int:
         found += [(each, newest_fitting(each, bases, here)) for each in variants]
     if as_json:
         options.print_json(listed_json(found))
+    elif not found:
+        options.stderr().line(f"no stack has changed since {since}" if since else f"{project.images} has no stack")
     else:
         out = options.stdout()
         options.print_lines(listed_lines(found, out.width, out.paint))

@@ -50,6 +50,9 @@ MISTAKES = {
     "opt-over-max": [("opt: [2, 4]", "opt: [9, 4]")],
     "rank": [("opt: [2, 4]", "opt: [2, 4, 1]")],
     "zero-dimension": [("min: [1, 4]", "min: [0, 4]")],
+    "one-digest-for-two-files": [
+        ("kind: onnx", "kind: wheel\n  package: a==1\n  wheel_sha256: {sha}"),
+    ],
     "short-digest": [("{sha}", "abc")],
     "absolute-path": [("path: model.onnx", "path: /etc/passwd")],
     "path-upwards": [("path: model.onnx", "path: ../other/model.onnx")],
