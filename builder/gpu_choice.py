@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from builder.errors import EnginefarmError, Reason
-from builder.gpu import Gpu
+from builder.gpu import VISIBLE, Gpu
 from builder.plan import Job
 from builder.targets import sm_number
 
@@ -29,7 +29,12 @@ def tunable(job: Job, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     return alike(own or [gpu for gpu in gpus if fits(job, gpu)])
 
 
-def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str) -> tuple[Gpu, ...]:
+def hidden(environ: Mapping[str, str]) -> str | None:
+    """Say what may keep a program from the GPUs of its machine."""
+    return f"{VISIBLE} is {environ[VISIBLE]!r}" if VISIBLE in environ else None
+
+
+def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str, why_none: str | None = None) -> tuple[Gpu, ...]:
     """Keep the GPUs on which the engine of a job runs; `doing` says what is done to it, such as "timed".
 
     Raises:
@@ -38,7 +43,7 @@ def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str) -> tuple[Gpu, ...]:
     """
     if not gpus:
         what = f"{job.id} can be {doing} only on a machine with an NVIDIA GPU, and this one has none"
-        raise EnginefarmError(Reason.GPU_NEEDED, what, fix=_ELSEWHERE)
+        raise EnginefarmError(Reason.GPU_NEEDED, what, why=why_none, fix=_ELSEWHERE)
     fitting = tuple(gpu for gpu in gpus if fits(job, gpu))
     if not fitting:
         raise _none_fits(job, gpus, doing, _ELSEWHERE)

@@ -9,7 +9,7 @@ import pytest
 
 from builder.errors import Reason
 from builder.gpu import Gpu
-from builder.gpu_choice import alike, choose_gpus, fits, tunable, wrong_gpu
+from builder.gpu_choice import alike, choose_gpus, fits, hidden, tunable, wrong_gpu
 from builder.plan import Job
 from tests.artifacts import refusal
 
@@ -53,6 +53,13 @@ def test_no_gpu_at_all() -> None:
     assert error.reason is Reason.GPU_NEEDED
     assert error.what == "a-fp16-s-sm90 can be verified only on a machine with an NVIDIA GPU, and this one has none"
     assert error.fix == "run this where the engine shall be used"
+    assert error.why is None
+
+
+def test_what_hides_gpus_is_said() -> None:
+    assert hidden({}) is None
+    said = hidden({"CUDA_VISIBLE_DEVICES": "7"})
+    assert refusal(lambda: choose_gpus(job("9.0"), (), "verified", said)).why == "CUDA_VISIBLE_DEVICES is '7'"
 
 
 def test_no_gpu_that_fits_is_said_with_the_same_words_whatever_for() -> None:
