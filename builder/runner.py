@@ -173,13 +173,15 @@ class Execution:
             raise EnginefarmError(Reason.GPU_NEEDED, what, why=hidden(os.environ), fix=fix)
         refused: list[JobOutcome] = []
         for job in needing:
-            fitting = tunable(job, gpus)
+            sms = self.stacks[job.stack].build.sms
+            fitting = tunable(job, gpus, sms)
             if fitting:
                 self.tuned[job.id] = Tuned(
                     gpus=fitting, sealed=self.settings.sealed, same_device=self.settings.sealed_here
                 )
             else:
-                refused.append(JobOutcome(job=job.id, status=Status.FAILED, seconds=0.0, error=wrong_gpu(job, gpus)))
+                error = wrong_gpu(job, gpus, sms)
+                refused.append(JobOutcome(job=job.id, status=Status.FAILED, seconds=0.0, error=error))
         if refused and len(refused) == len(self.plan.jobs):
             raise refused[0].error or AssertionError
         self.outcomes.update((outcome.job, outcome) for outcome in refused)
