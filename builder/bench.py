@@ -24,7 +24,7 @@ from builder.executors import AUTO, EXECUTORS, Executor
 from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.gpu import Gpu, GpuProcess, GpuSample, sample, visible_gpus
-from builder.gpu_choice import choose_gpus
+from builder.gpu_choice import choose_gpus, hidden
 from builder.gpu_lease import lease
 from builder.jobs import read_manifest, update_manifest
 from builder.manifest import Manifest
@@ -99,7 +99,7 @@ def bench(
     store.check(entry)
     manifest = read_manifest(store, entry)
     subject = find_subject(store, entry, manifest, project)
-    gpus = choose_gpus(subject.job, visible_gpus(os.environ), "timed")
+    gpus = choose_gpus(subject.job, visible_gpus(os.environ), "timed", hidden(os.environ))
     chosen = EXECUTORS[executor_of(manifest, settings.executor)]
     context = ExecutorContext(
         project=project, home=home, install=settings.install, cancel=cancel, listen=listen, keep=settings.keep_work

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from builder.errors import EnginefarmError, Reason
-from builder.gpu import Gpu
+from builder.gpu import VISIBLE, Gpu
 from builder.plan import Job
 from builder.targets import sm_number
 
@@ -23,13 +23,21 @@ def alike(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
     return tuple(gpu for gpu in gpus if _kind(gpu) == _kind(gpus[0]))
 
 
-def tunable(job: Job, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Keep the GPUs to tune a job's engine on: alike, and of an SM that the job names if there is one here."""
-    own = [gpu for gpu in gpus if gpu.sm in job.sms]
-    return alike(own or [gpu for gpu in gpus if fits(job, gpu)])
+def tunable(job: Job, gpus: Sequence[Gpu], sms: Sequence[str]) -> tuple[Gpu, ...]:
+    """Keep the GPUs to tune a job's engine on: alike, and of an SM that the job names if there is one here.
+
+    `sms`: those that the job's stack has kernels for.
+    """
+    able = [gpu for gpu in gpus if gpu.sm in sms and fits(job, gpu)]
+    return alike([gpu for gpu in able if gpu.sm in job.sms] or able)
 
 
-def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str) -> tuple[Gpu, ...]:
+def hidden(environ: Mapping[str, str]) -> str | None:
+    """Say what may keep a program from the GPUs of its machine."""
+    return f"{VISIBLE} is {environ[VISIBLE]!r}" if VISIBLE in environ else None
+
+
+def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str, why_none: str | None = None) -> tuple[Gpu, ...]:
     """Keep the GPUs on which the engine of a job runs; `doing` says what is done to it, such as "timed".
 
     Raises:
@@ -38,25 +46,31 @@ def choose_gpus(job: Job, gpus: Sequence[Gpu], doing: str) -> tuple[Gpu, ...]:
     """
     if not gpus:
         what = f"{job.id} can be {doing} only on a machine with an NVIDIA GPU, and this one has none"
-        raise EnginefarmError(Reason.GPU_NEEDED, what, fix=_ELSEWHERE)
+        raise EnginefarmError(Reason.GPU_NEEDED, what, why=why_none, fix=_ELSEWHERE)
     fitting = tuple(gpu for gpu in gpus if fits(job, gpu))
     if not fitting:
-        raise _none_fits(job, gpus, doing, _ELSEWHERE)
+        sms = "8.0 or later" if job.compatibility == "ampere_plus" else ", ".join(job.sms)
+        raise _none_fits(job, gpus, doing, sms, _ELSEWHERE)
     return fitting
 
 
-def wrong_gpu(job: Job, gpus: Sequence[Gpu]) -> EnginefarmError:
-    """Say that no GPU here has the SM that a job is for, and what could be built here instead."""
-    able = sorted({gpu.sm for gpu in gpus}, key=sm_number)
-    fix = f"ask for a target of SM {', '.join(able)}, or build on another machine"
+def wrong_gpu(job: Job, gpus: Sequence[Gpu], sms: Sequence[str]) -> EnginefarmError:
+    """Say that a job's engine can be tuned on no GPU here, and what could be built instead; `sms` as in `tunable`."""
+    here = sorted({gpu.sm for gpu in gpus}, key=sm_number)
+    able = [sm for sm in here if sm in sms]
+    fix = f"take a stack that has SM {', '.join(here)} (`enginefarm doctor` names them), or build on another machine"
+    if able:
+        fix = f"ask for a target of SM {', '.join(able)}, or build on another machine"
     if any(sm_number(sm) >= _AMPERE for sm in able) and min(map(sm_number, job.sms)) >= _AMPERE:
         fix += "; --compat ampere_plus makes slower engines that run on every GPU from SM 8.0"
-    return _none_fits(job, gpus, "built", fix)
+    wanted = job.sms
+    if job.compatibility == "ampere_plus":
+        wanted = tuple(sm for sm in sorted(sms, key=sm_number) if sm_number(sm) >= _AMPERE)
+    return _none_fits(job, gpus, "built", ", ".join(wanted), fix)
 
 
-def _none_fits(job: Job, gpus: Sequence[Gpu], doing: str, fix: str) -> EnginefarmError:
+def _none_fits(job: Job, gpus: Sequence[Gpu], doing: str, sms: str, fix: str) -> EnginefarmError:
     here = ", ".join(dict.fromkeys(f"{gpu.name} (SM {gpu.sm})" for gpu in gpus))
-    sms = "8.0 or later" if job.compatibility == "ampere_plus" else ", ".join(job.sms)
     what = f"{job.id} can be {doing} only on a GPU of SM {sms}; here: {here}"
     return EnginefarmError(Reason.SM_MISMATCH, what, fix=fix)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,6 +94,10 @@ def _begins(store: Store, entry: Entry, digits: str) -> bool:
 
 
 def _nearest(text: str, entries: Sequence[Entry]) -> str:
+    if os.path.isfile(text):  # noqa: PTH113  # a path that is too long is none, too
+        return (
+            "name its job or digest: `enginefarm pull` brings engines of elsewhere here, `enginefarm check` takes files"
+        )
     names = sorted({entry.name for entry in entries})
     if not names:
         return "the store is empty: run `enginefarm build --target <name>` first"

@@ -346,13 +346,19 @@ class Recipe(Strict):
 
     @field_validator("precisions")
     @classmethod
-    def _int8_settings(cls, precisions: dict[Precision, PrecisionSettings]) -> dict[Precision, PrecisionSettings]:
+    def _settings_of_a_precision(
+        cls, precisions: dict[Precision, PrecisionSettings]
+    ) -> dict[Precision, PrecisionSettings]:
         for precision, settings in precisions.items():
+            keeps = settings.auto_fp32 or settings.keep_fp32 != KeepFp32()
+            msg = None
             if precision is not Precision.INT8 and settings.calibration is not None:
                 msg = f"{precision.value} has a calibration, and only int8 is calibrated"
-                raise ValueError(msg)
-            if precision is Precision.INT8 and settings.auto_fp32:
+            elif precision is Precision.INT8 and settings.auto_fp32:
                 msg = "int8 has auto_fp32, which searches on the CPU: int8 cannot be emulated there"
+            elif keeps and precision in (Precision.FP32, Precision.TF32):
+                msg = f"{precision.value} has keep_fp32 or auto_fp32, and lowers no node that could stay in FP32"
+            if msg is not None:
                 raise ValueError(msg)
         return precisions
 

@@ -19,7 +19,7 @@ from builder.events import Listener, Note
 from builder.executors import AUTO, Executor
 from builder.fetch import Fetcher
 from builder.gpu import Gpu, visible_gpus
-from builder.gpu_choice import alike, choose_gpus, fits
+from builder.gpu_choice import alike, choose_gpus, fits, hidden
 from builder.gpu_lease import lease
 from builder.job_stages import Tuned, engine_params, weights_inputs
 from builder.jobs import JobRunner, make_keys, read_manifest, update_manifest
@@ -176,7 +176,7 @@ def _source(
 def _tuned(store: Store, entry: Entry, manifest: Manifest, job: Job, ask: Ask) -> Tuned:
     on = manifest.build.tuned_on
     # the same model where there is one: another would be named among what has changed
-    gpus = choose_gpus(job, visible_gpus(os.environ), "built again")
+    gpus = choose_gpus(job, visible_gpus(os.environ), "built again", hidden(os.environ))
     fitting = sorted(gpus, key=lambda gpu: on is not None and gpu.name != on.name)
     files = {} if ask.cold else store.files(entry)
     sealed, calibration = (files[title].path if title in files else None for title in (TIMING_CACHE, CALIBRATION_CACHE))

@@ -17,7 +17,7 @@ from builder.executors import AUTO, EXECUTORS, Executor, docker_answers
 from builder.executors.context import ExecutorContext
 from builder.fetch import Fetcher
 from builder.gpu import visible_gpus
-from builder.gpu_choice import tunable, wrong_gpu
+from builder.gpu_choice import hidden, tunable, wrong_gpu
 from builder.job_stages import Tuned
 from builder.jobs import JobRunner, find_proved, make_keys, read_manifest
 from builder.journal import Journal
@@ -170,16 +170,18 @@ class Execution:
         if needing and not gpus:
             what = f"{names} can build only on a machine with an NVIDIA GPU, and this one has none"
             fix = f"stacks that need no GPU: {', '.join(without)}"
-            raise EnginefarmError(Reason.GPU_NEEDED, what, fix=fix)
+            raise EnginefarmError(Reason.GPU_NEEDED, what, why=hidden(os.environ), fix=fix)
         refused: list[JobOutcome] = []
         for job in needing:
-            fitting = tunable(job, gpus)
+            sms = self.stacks[job.stack].build.sms
+            fitting = tunable(job, gpus, sms)
             if fitting:
                 self.tuned[job.id] = Tuned(
                     gpus=fitting, sealed=self.settings.sealed, same_device=self.settings.sealed_here
                 )
             else:
-                refused.append(JobOutcome(job=job.id, status=Status.FAILED, seconds=0.0, error=wrong_gpu(job, gpus)))
+                error = wrong_gpu(job, gpus, sms)
+                refused.append(JobOutcome(job=job.id, status=Status.FAILED, seconds=0.0, error=error))
         if refused and len(refused) == len(self.plan.jobs):
             raise refused[0].error or AssertionError
         self.outcomes.update((outcome.job, outcome) for outcome in refused)

@@ -15,6 +15,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,15 +176,16 @@ def export_cache(store: Store, text: str, target: Path) -> Blob:
     """Write a timing cache to a file, which is replaced if it is there; return what was written.
 
     Raises:
-        EnginefarmError: as `find_cache`; PATH_OCCUPIED, DISK_FULL, STORE_READ_ONLY for the place to write to.
+        EnginefarmError: as `find_cache`; PATH_OCCUPIED where something else than a file is there; DISK_FULL,
+            STORE_READ_ONLY for the place to write to.
 
     """
     blob = find_cache(store, text)
-    # a link such as /dev/stdout must not be replaced itself
-    target = target.resolve()
-    if target.exists() and not target.is_file():
-        raise EnginefarmError(Reason.PATH_OCCUPIED, f"{target} is no file", fix="name a file")
-    with durable.writing(str(target), blob.size):
+    with _writing(target, blob.size):
+        if target.exists() and not target.is_file():
+            # a device would be replaced, too
+            raise EnginefarmError(Reason.PATH_OCCUPIED, f"{target} is no file", fix="name a file to write to")
+        target = target.resolve()
         _make_folder(target.parent)
         with tempfile.NamedTemporaryFile(prefix=f".{target.name}-", dir=target.parent, delete=False) as file:
             temp = Path(file.name)
@@ -206,7 +208,7 @@ def export_classes(store: Store, folder: Path) -> list[str]:
     names = []
     for cache in _listed(store, KIND):
         place = folder / _place_name(cache.document or {}, cache.sha256)
-        with durable.writing(str(place), cache.blob.size):
+        with _writing(place, cache.blob.size):
             place.mkdir(parents=True, exist_ok=True)
             durable.write_atomically(place / CLASS, store.read(cache.entry, CLASS), place)
         export_cache(store, cache.sha256, place / TIMING_CACHE)
@@ -276,6 +278,17 @@ def _read_document(content: bytes) -> dict[str, Any]:
 def _place_name(document: Mapping[str, Any], sha256: str) -> str:
     # both files are in the name, so that damage to either shows
     return f"{_name(document, sha256)}-{class_key(document)[:12]}"
+
+
+@contextmanager
+def _writing(path: Path, size: int) -> Iterator[None]:
+    """Name what keeps a place that somebody chose from being written to."""
+    try:
+        with durable.writing(str(path), size):
+            yield
+    except OSError as error:
+        # a name that is too long, a file system that makes no files
+        raise EnginefarmError(Reason.STORE_READ_ONLY, f"{path} cannot be written", why=str(error)) from error
 
 
 def _make_folder(folder: Path) -> None:

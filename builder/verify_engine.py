@@ -15,7 +15,7 @@ from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, Note
 from builder.fetch import Fetcher
 from builder.gpu import visible_gpus
-from builder.gpu_choice import choose_gpus
+from builder.gpu_choice import choose_gpus, hidden
 from builder.gpu_lease import lease
 from builder.job_stages import (
     CALIBRATION,
@@ -82,7 +82,7 @@ def verify_engine(
     store.check(entry)
     manifest = read_manifest(store, entry)
     job = job_of(manifest)
-    fitting = choose_gpus(job, visible_gpus(os.environ), "verified")
+    fitting = choose_gpus(job, visible_gpus(os.environ), "verified", hidden(os.environ))
     with Workspace(home, keep=settings.keep_work) as workspace:
         setting = _prepare(job, manifest, store, workspace, project, home, settings, listen, cancel)
         lower = _lower_again(setting, manifest)

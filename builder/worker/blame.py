@@ -67,9 +67,17 @@ def tolerance(
         "numerics-tolerance",
         f"output {output} at {case.name} in {job.precision}: {stated}",
         why=why,
-        fix="" if not layers else f"keep {layers[0]['node']} in FP32, or widen the tolerance knowingly",
+        fix=_fix_of_breach(job.precision, layers),
         details={"case": case.name, "output": output, "metrics": metrics, "layers": layers},
     )
+
+
+def _fix_of_breach(precision: str, layers: list[dict[str, Any]]) -> str:
+    if not layers:
+        return ""
+    # TF32 is on or off for the whole engine
+    other = "build the model in fp32" if precision == "tf32" else f"keep {layers[0]['node']} in FP32"
+    return f"{other}, or widen the tolerance knowingly"
 
 
 def on_gpu(  # noqa: PLR0913, PLR0917  (as `tolerance`, and a way to look inside the engine)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .protocol import Profile, Shape
 
 ABOVE, BELOW = "above", "below"
+# kinds of numpy's types: floats, whole numbers, truth values
+NUMBERS = "fiub"
 
 
 class Case(NamedTuple):
@@ -76,10 +78,11 @@ def static_outside_cases(profiles: list[Profile]) -> list[Case]:
     ]
 
 
-def make(spec: dict[str, Any], shape: Shape, name: str, case: str) -> np.ndarray:
+def make(spec: dict[str, Any], shape: Shape, name: str, case: str, start: int = 0) -> np.ndarray:
     """Make the values of one input for one case.
 
-    `spec` is the recipe's generator with its dtype. numpy's RandomState is used because its stream never changes.
+    `spec` is the recipe's generator with its dtype; `start`: where along its first axis to begin in a file. numpy's
+    RandomState is used because its stream never changes.
 
     Raises:
         StageFailure: input-invalid for a sample file that does not fit.
@@ -87,7 +90,7 @@ def make(spec: dict[str, Any], shape: Shape, name: str, case: str) -> np.ndarray
     """
     dtype = np.dtype(spec["dtype"])
     if spec["kind"] == "file":
-        return _from_file(spec["path"], dtype, shape, name)
+        return _from_file(spec["path"], dtype, shape, name, start)
     seed = zlib.crc32(f"{spec['seed']}/{name}/{case}".encode())
     stream = np.random.RandomState(seed)
     if spec["kind"] == "normal":
@@ -132,15 +135,27 @@ def _moved(profile: Profile, axis: int, span: tuple[int, int], size: int) -> dic
     }
 
 
-def _from_file(path: str, dtype: np.dtype[Any], shape: Shape, name: str) -> np.ndarray:
+def _from_file(path: str, dtype: np.dtype[Any], shape: Shape, name: str, start: int) -> np.ndarray:
     try:
-        sample = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # what is not asked for stays on the disk: samples to calibrate on may be many
+        sample = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise StageFailure("input-invalid", f"input {name}: the sample file cannot be read", why=str(error)) from error
+    if not isinstance(sample, np.ndarray):
+        sample.close()
+        raise _no_sample(name, "several arrays")
+    if sample.dtype.kind not in NUMBERS:
+        raise _no_sample(name, f"values of type {sample.dtype}")
     if sample.ndim != len(shape) or 0 in sample.shape:
         why = f"the sample has shape {list(sample.shape)}, the input {list(shape)}"
         raise StageFailure("input-invalid", f"input {name}: the sample file does not fit", why=why)
     for axis, size in enumerate(shape):
         # wraps round along every axis: a shape the sample has is taken as it is
-        sample = np.take(sample, range(size), axis=axis, mode="wrap")
+        first = 0 if axis else start
+        sample = np.take(sample, range(first, first + size), axis=axis, mode="wrap")
     return np.ascontiguousarray(sample.astype(dtype))
+
+
+def _no_sample(name: str, held: str) -> StageFailure:
+    what, fix = f"input {name}: the sample file does not fit", "write one array of numbers with numpy.save"
+    return StageFailure("input-invalid", what, why=f"the file holds {held}", fix=fix)

@@ -61,6 +61,15 @@ def test_unknown_name_says_the_nearest(store: Store) -> None:
     assert job_id("tiny") in caught.value.fix
 
 
+@pytest.mark.parametrize("name", ["model.plan", "long" * 200])
+def test_a_file_is_no_engine_of_the_store(store: Store, tmp_path: Path, name: str) -> None:
+    """Who has an engine's file learns what takes files, and how engines get into the store."""
+    (tmp_path / "model.plan").write_bytes(b"ftrt")
+    with pytest.raises(EnginefarmError) as caught:
+        find_engine(store, str(tmp_path / name))
+    assert ("enginefarm pull" in caught.value.fix) is (name == "model.plan")
+
+
 def test_empty_store_says_how_to_fill_it(tmp_path: Path) -> None:
     """The first command of a new user is not a riddle."""
     with pytest.raises(EnginefarmError) as caught:

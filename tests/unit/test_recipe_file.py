@@ -45,6 +45,8 @@ MISTAKES = {
     "calibration-method": [("fp16:", "int8:\n    calibration: {{method: percentile}}")],
     "calibration-without-batches": [("fp16:", "int8:\n    calibration: {{batches: 0}}")],
     "int8-auto-fp32": [("fp16:", "int8:\n    auto_fp32: true")],
+    "keep-fp32-of-tf32": [("fp16:", "tf32:\n    keep_fp32: {{ops: [Softmax]}}")],
+    "auto-fp32-of-fp32": [("fp16:", "fp32:\n    auto_fp32: true")],
     "ints-backwards": [("{{kind: normal}}", "{{kind: ints, low: 5, high: 3}}")],
     "ints-too-large": [("{{kind: normal}}", "{{kind: ints, high: 99999999999999999999}}")],
     "opt-over-max": [("opt: [2, 4]", "opt: [9, 4]")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import threading
 from dataclasses import replace
@@ -312,6 +313,16 @@ def test_export_writes_or_replaces_a_file(store: Store, build: Any, tmp_path: Pa
     assert refusal(lambda: export_cache(store, "0" * 8, target)).reason is Reason.NAME_UNKNOWN
 
 
+def test_export_leaves_devices_and_links_where_they_are(store: Store, build: Any, tmp_path: Path) -> None:
+    digest, pipe, link = build("a"), tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    assert refusal(lambda: export_cache(store, digest, pipe)).reason is Reason.PATH_OCCUPIED
+    link.symlink_to(tmp_path / "timing.cache")
+    export_cache(store, digest, link)
+    assert link.is_symlink()
+    assert (tmp_path / "timing.cache").read_bytes() == b'["a"]'
+
+
 def test_export_makes_the_folder(store: Store, build: Any, tmp_path: Path) -> None:
     digest = build("a")
     export_cache(store, digest, tmp_path / "a" / "b" / "timing.cache")
@@ -319,6 +330,8 @@ def test_export_makes_the_folder(store: Store, build: Any, tmp_path: Path) -> No
     error = refusal(lambda: export_cache(store, digest, tmp_path / "a" / "b" / "timing.cache" / "c"))
     assert error.reason is Reason.STORE_READ_ONLY
     assert "is no folder" in error.what
+    error = refusal(lambda: export_cache(store, digest, tmp_path / ("long" * 100)))
+    assert (error.reason, "too long" in (error.why or "")) == (Reason.STORE_READ_ONLY, True)
 
 
 def test_a_damaged_description_hides_no_other_cache(store: Store, build: Any) -> None:

@@ -48,13 +48,10 @@ class Source:
 
     def batch(self, name: str, index: int) -> np.ndarray:
         """Return the values of one input in one batch, in the type that the network wants."""
-        spec, shape = self._calibration.inputs[name], self._shapes[name]
-        if spec["kind"] == "file" and shape:
-            # a file is read on: each batch begins where the one before it ended, and after its end at its beginning
-            start = shape[0] * index % np.load(spec["path"], mmap_mode="r").shape[0] if index else 0
-            values = make(spec, (start + shape[0], *shape[1:]), name, "calibration")[start:]
-        else:
-            values = make(spec, shape, name, f"calibration/{index}")
+        shape = self._shapes[name]
+        # a file is read on: each batch begins where the one before it ended, and after its end at its beginning
+        start = shape[0] * index if shape else 0
+        values = make(self._calibration.inputs[name], shape, name, f"calibration/{index}", start)
         return np.ascontiguousarray(values, dtype=np.dtype(self._dtypes[name]))
 
     def begin(self) -> bytes | None:

@@ -78,6 +78,31 @@ def test_a_sample_is_cropped_and_repeated(tmp_path: Path) -> None:
     np.testing.assert_array_equal(make(spec, (3, 2), "x", "c"), [[0, 1], [3, 4], [0, 1]])
 
 
+def test_a_sample_is_read_from_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.arange(6, dtype=np.float16).reshape(3, 2))
+    spec = {"dtype": "float32", "kind": "file", "path": str(path)}
+    np.testing.assert_array_equal(make(spec, (2, 2), "x", "c", 2), [[4, 5], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("samples", "held"),
+    [
+        (np.array([["a", "b"]]), "values of type <U1"),
+        (np.zeros((1, 2), np.complex64), "values of type complex64"),
+        (None, "several arrays"),
+    ],
+    ids=["texts", "complex numbers", "archive"],
+)
+def test_a_sample_that_holds_no_numbers_is_refused(samples: np.ndarray | None, held: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    with path.open("wb") as file:
+        np.savez(file, one=np.zeros(2)) if samples is None else np.save(file, samples)
+    with pytest.raises(StageFailure) as caught:
+        make({"dtype": "float32", "kind": "file", "path": str(path)}, (1, 2), "x", "c")
+    assert (caught.value.reason, caught.value.why) == ("input-invalid", f"the file holds {held}")
+
+
 @pytest.mark.parametrize("content", [b"", b"not numpy"])
 def test_a_sample_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.npy"

@@ -118,6 +118,23 @@ def test_a_tolerance_breach_names_output_case_and_layer() -> None:
     assert failure.details["layers"][0]["node"].startswith("scale")
 
 
+def test_a_tf32_engine_keeps_no_single_node_in_fp32() -> None:
+    weight = numpy_helper.from_array(np.full((4, 4), 1 / 3, np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "g",
+        [helper.make_tensor_value_info("x", FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", FLOAT, ["n", 4])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(StageFailure) as caught:
+        run(job(model, model, precision="tf32", tolerance={"default": {"max_abs": 1e-7}, "outputs": {}}))
+    assert caught.value.reason == "numerics-tolerance"
+    assert "product" in caught.value.why
+    assert caught.value.fix == "build the model in fp32, or widen the tolerance knowingly"
+
+
 def test_a_tolerance_per_output_wins_over_the_default() -> None:
     tolerance = {"default": {"max_abs": 0.0}, "outputs": {"y": {"max_abs": 0.01}}}
     assert run(job(chain([2.0]), chain([2.0], HALF), tolerance=tolerance)).data["cases"]
