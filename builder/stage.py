@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -141,7 +142,8 @@ def _died(request: StageRequest, outcome: process.Outcome) -> EnginefarmError:
         how, fix = f"ended with exit code {outcome.exit_code} and no result", None
     tail = process.tail(request.log)
     # a worker without room for its result often has none for its last words
-    if outcome.signal is None and host.free_disk_bytes(request.folder) < _LEAST_FREE:
+    full = host.free_disk_bytes(request.folder) < _LEAST_FREE or os.strerror(errno.ENOSPC) in tail
+    if outcome.signal is None and full:
         what = f"the disk is full: stage {request.stage} could not write its result"
         return EnginefarmError(Reason.DISK_FULL, what, where=str(request.folder), why=tail or None)
     if "MemoryError" in tail or "bad_alloc" in tail:

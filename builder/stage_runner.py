@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from builder import durable
 from builder.errors import EnginefarmError, Reason
 from builder.events import Listener, StepFinished, StepStarted
 from builder.executors import Executor
@@ -52,7 +53,7 @@ class StageRunner:
         """Run a stage; `gpu` is the UUID of the device that it may use.
 
         Raises:
-            EnginefarmError: as `stage.collect`; its `log` is the kept log.
+            EnginefarmError: as `stage.collect`; DISK_FULL where its folder has no room; its `log` is the kept log.
 
         """
         if self.cancel.is_set():
@@ -75,6 +76,12 @@ class StageRunner:
         except EnginefarmError as error:
             error.log = self.workspace.keep_log(subject.label, stage, request.log)
             raise
+        except OSError as error:
+            # a full disk fails this job; as a bug it would end the run
+            if error.errno not in durable.FULL:
+                raise
+            what = f"the disk is full: stage {stage} could not be laid out"
+            raise EnginefarmError(Reason.DISK_FULL, what, where=str(request.folder)) from error
         finally:
             seconds = time.monotonic() - started
             self._record(subject, stage, seconds, result)

@@ -18,6 +18,7 @@ from tests.artifacts import refusal
         (1 << 30, "Killed", Reason.WORKER_DIED),
         (1 << 30, "MemoryError", Reason.OUT_OF_MEMORY),
         (4096, "", Reason.DISK_FULL),
+        (1 << 30, "OSError: [Errno 28] No space left on device: 'result.json'", Reason.DISK_FULL),
     ],
 )
 def test_worker_without_a_result(
