@@ -111,7 +111,7 @@ def choose_job(model: str, machine: Machine, project: Project) -> tuple[Catalogu
     """
     targets = _targets(machine.facts)
     if not targets:
-        raise _no_job([], model)
+        raise _no_target(machine.facts, model)
     every = tuple(build_stacks(load_stacks(project.images)))
     rounds = [(machine.wish.stack,)] if machine.wish.stack is not None else [(), every]
     verdicts: tuple[Verdict, ...] = ()
@@ -121,6 +121,16 @@ def choose_job(model: str, machine: Machine, project: Project) -> tuple[Catalogu
         if verdicts and verdicts[0].fits:
             return catalogue, jobs[verdicts[0].candidate.job]
     raise _no_job(verdicts, model)
+
+
+def _no_target(facts: Facts, model: str) -> EnginefarmError:
+    what = f"no engine of {model} can be built for this machine"
+    if not facts.gpus:
+        fix = "run this where the engine shall be used, or give that machine's --facts FILE"
+        return EnginefarmError(Reason.NO_ENGINE_FITS, what, why="it has no NVIDIA GPU", fix=fix)
+    here = ", ".join(dict.fromkeys(f"SM {gpu.sm} ({gpu.name})" for gpu in facts.gpus))
+    fix = "targets: " + "; ".join(f"{name} {', '.join(one.sms)}" for name, one in load_targets().items())
+    return EnginefarmError(Reason.NO_ENGINE_FITS, what, why=f"no target has {here}", fix=fix)
 
 
 def _no_job(verdicts: Sequence[Verdict], model: str) -> EnginefarmError:

@@ -89,7 +89,7 @@ def candidate_of_manifest(
                 engine_sha256=_text(engine["sha256"]),
                 size=int(engine["size"]),
                 digest=digest,
-                rtx=_is_rtx(stack["name"], stack["tensorrt"]),
+                rtx=is_rtx(stack["name"], stack["tensorrt"]),
             )
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -136,7 +136,7 @@ def candidate_of_annotations(descriptor: Mapping[str, Any]) -> Candidate:
                 engine_sha256=said["engine"].removeprefix("sha256:"),
                 size=int(said["engine-size"]),
                 digest=_text(descriptor["digest"]),
-                rtx=_is_rtx(said["stack"], said["tensorrt"]),
+                rtx=is_rtx(said["stack"], said["tensorrt"]),
             )
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -203,6 +203,7 @@ def _l4t(stack: str) -> str | None:
     return match[1] if match else None
 
 
-def _is_rtx(stack: str, tensorrt: str) -> bool:
+def is_rtx(stack: str, tensorrt: str) -> bool:
+    """Say whether a stack is of TensorRT-RTX."""
     # classic releases that are still about begin with 8; TensorRT-RTX is at 1
     return stack.startswith("trtrtx") or tensorrt.startswith("1.")

@@ -56,7 +56,7 @@ class Checked:
 def find_subjects(store: Store, names: Sequence[str]) -> tuple[Subject, ...]:
     """Find what names mean: a model or job of the store, digits of a key or an engine, an engine file or a folder.
 
-    No name means all engines of the store. An engine that is there twice counts once, the newest.
+    No name means all engines of the store. A job built twice for one TensorRT and GPU counts once, the newest.
 
     Raises:
         EnginefarmError: NAME_UNKNOWN; MANIFEST_INVALID, STORE_CORRUPT.
@@ -77,11 +77,14 @@ def find_subjects(store: Store, names: Sequence[str]) -> tuple[Subject, ...]:
         if not some:
             raise _unknown(store, name)
         found += some
-    return tuple({(one.name, one.path): one for one in found}.values())
+    return tuple({(one.name, one.path, one.candidate.key): one for one in found}.values())
 
 
 def find_model(store: Store, model: str) -> tuple[Subject, ...]:
-    """Return the engines of a model that the store has, one per job; damaged ones count as none."""
+    """Return the engines of a model that the store has, the newest of each job, TensorRT and GPU.
+
+    Damaged ones count as none.
+    """
     return _newest(one for one in _in_store(store, f"{model}-") if one.model == model)
 
 
@@ -121,14 +124,17 @@ def _in_store(store: Store, prefix: str = "") -> Iterator[Subject]:
 
 
 def _newest(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
-    return tuple({one.name: one for one in subjects}.values())
+    # the places of an index: the id of a job names neither the GPU tuned on nor the last number of TensorRT
+    return tuple({(one.name, one.candidate.tensorrt, one.candidate.device): one for one in subjects}.values())
 
 
 def _named(store: Store, name: str) -> tuple[Subject, ...]:
     entries = store.entries("engine")
     jobs = [entry for entry in entries if entry.name == name]
     if jobs:
-        return (_of_entry(store, jobs[-1]),)
+        # who names a damaged engine is told so; damaged older ones count as none
+        whole = (one for one in _in_store(store, name) if one.name == name and one.model)
+        return _newest([*whole, _of_entry(store, jobs[-1])])
     if models := find_model(store, name):
         return models
     match = _DIGITS.fullmatch(name)
@@ -149,12 +155,17 @@ def _of_entry(store: Store, entry: Entry) -> Subject:
     key = _document(store.read(entry, KEY), f"{entry.name} in the store")
     blob = store.files(entry)[ENGINE]
     candidate = _candidate(manifest, key, f"{entry.name} in the store")
+    try:
+        header = _header(blob.path)
+    except EnginefarmError as error:
+        what = f"{entry.name} in the store is not what it claims to be"
+        raise EnginefarmError(Reason.STORE_CORRUPT, what, where=error.where, why=error.why) from error
     return Subject(
         name=entry.name,
         model=str(manifest["recipe"].get("name", "")),
         candidate=candidate,
         path=blob.path,
-        findings=header_findings(candidate, _header(blob.path)),
+        findings=header_findings(candidate, header),
         entry=entry,
     )
 

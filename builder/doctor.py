@@ -26,7 +26,7 @@ from builder.doctor_facts import Answer, Facts, gather
 from builder.environments import BasePython, locate
 from builder.errors import EnginefarmError, Reason
 from builder.project import Home, find_project
-from builder.stacks import Stack, build_stacks, load_stacks
+from builder.stacks import BuildStackFile, Stack, build_stacks, load_stacks
 from builder.tables import load_table
 
 if sys.version_info >= (3, 11):
@@ -81,7 +81,9 @@ def examine(facts: Facts, stacks: Sequence[Ready], home: Home) -> list[Check]:
     docker = docker_info(facts.docker)
     return [
         *(python_check(ready) for ready in here),
-        disk_check(home, facts.home_free_bytes, here),
+        disk_check(home, facts.home_free_bytes, [ready for ready in here if gpus or _without_gpu(ready.stack)])
+        if facts.home_writable
+        else unwritable_check(home),
         *network_checks(facts, needed=not all(ready.installed for ready in here)),
         clock_check(facts),
         gpu_check(facts.gpus),
@@ -111,15 +113,34 @@ def python_check(ready: Ready) -> Check:
 
 
 def disk_check(home: Home, free: int, stacks: Sequence[Ready]) -> Check:
-    """Compare the space in the farm's home with what stacks still to be installed and a first model take."""
-    missing = [ready.stack.spec.installed_mib * preflight.MIB for ready in stacks if not ready.installed]
-    needed = preflight.disk_bytes([None], missing)
+    """Compare the space in the farm's home with what stacks still to be installed and a first model take.
+
+    Nobody needs all the stacks of GPUs: where they alone have no room, it is a warning.
+    """
+    missing = [ready.stack for ready in stacks if not ready.installed]
+    every, least = (
+        preflight.disk_bytes([None], [stack.spec.installed_mib * preflight.MIB for stack in some])
+        for some in (missing, [stack for stack in missing if _without_gpu(stack)])
+    )
     found = f"{free / _GIB:.1f} GiB free in {home.root}"
-    if free >= needed:
+    if free >= every:
         return Check(name="disk:home", status=Verdict.OK, found=found)
-    means = f"Stacks and a first model take about {needed / _GIB:.1f} GiB."
+    status, needed = (Verdict.WARN, every) if free >= least else (Verdict.FAIL, least)
+    which = "All stacks" if status is Verdict.WARN else "The stacks that need no GPU"
+    means = f"{which} and a first model take about {needed / _GIB:.1f} GiB."
     fix = f"free {(needed - free) / _GIB:.1f} GiB, or set ENGINEFARM_HOME to a larger disk"
+    return Check(name="disk:home", status=status, found=found, means=means, fix=fix)
+
+
+def unwritable_check(home: Home) -> Check:
+    """Say that the farm's home is somebody else's."""
+    found, means = f"{home.root} cannot be written", "What is there can be listed and exported; nothing can be built."
+    fix = "change its owner or permissions, or set ENGINEFARM_HOME to a folder of yours"
     return Check(name="disk:home", status=Verdict.FAIL, found=found, means=means, fix=fix)
+
+
+def _without_gpu(stack: Stack) -> bool:
+    return not isinstance(stack.spec, BuildStackFile) or not stack.spec.needs_gpu
 
 
 def network_checks(facts: Facts, *, needed: bool) -> Iterator[Check]:

@@ -98,6 +98,7 @@ class Facts:
     platform: str
     now: datetime
     home_free_bytes: int
+    home_writable: bool = True
 
 
 Run = Callable[[Sequence[str]], "Ran | None"]
@@ -179,6 +180,7 @@ def gather(
         platform=f"linux/{_ARCHITECTURES.get(platform.machine(), platform.machine())}",
         now=datetime.now(timezone.utc),
         home_free_bytes=host.free_disk_bytes(home.root),
+        home_writable=host.is_writable(home.root),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from builder.errors import EnginefarmError, Reason
 
 _CHUNK = 1 << 20
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -28,7 +28,7 @@ def writing(what: str, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             size = f" ({needed} bytes)" if needed is not None else ""
             raise EnginefarmError(Reason.DISK_FULL, f"the disk is full: {what}{size} was not written") from error
         if error.errno in _FORBIDDEN:

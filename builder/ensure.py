@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
+from builder.candidates import Candidate
 from builder.check import Checked, check, find_model
 from builder.compat import Verdict, Wish, no_fit
 from builder.compat_rules import load_known_bad
@@ -174,7 +175,8 @@ class _Model:
         wish = self._wish
         if wish.precision is None and checked:
             wish = replace(wish, precision=checked[0].subject.candidate.precision)
-        action = self._get(checked, wish)
+        # of those that fit, what was found damaged is gone
+        action = self._get([one for one in checked if not one.verdict.fits], wish)
         found = self._fitting(self._check())
         if found is None:
             raise no_fit([one.verdict for one in self._check()], f"engine of {self._name}")
@@ -187,9 +189,12 @@ class _Model:
         """Return the best engine that fits and whose files are whole; damaged ones are set aside."""
         for one in checked:
             entry = one.subject.entry
-            if one.verdict.fits and entry is not None and self._store.intact(entry):
+            if not one.verdict.fits or entry is None:
+                continue
+            if self._store.intact(entry):
                 self._store.touch(entry)
                 return one
+            self._say(f"{one.subject.name} was damaged and is set aside")
         return None
 
     def _compare(self, checked: Sequence[Checked]) -> tuple[str, tuple[Change, ...]]:
@@ -286,7 +291,7 @@ class _Model:
         for finding in verdict.warnings:
             self._say(f"note: {finding.reason.value.code} {finding.text}")
         self._say(f"{action.value} {found.subject.name}, {verdict.fit.value} on {verdict.gpu}")
-        save_session(self._means.home, self._name, self._means.facts, candidate)
+        self._remember(candidate)
         return Ensured(
             model=self._name,
             action=action,
@@ -297,6 +302,15 @@ class _Model:
             changes=changed,
             since=since,
         )
+
+    def _remember(self, candidate: Candidate) -> None:
+        try:
+            save_session(self._means.home, self._name, self._means.facts, candidate)
+        except EnginefarmError as error:
+            # the engine is there and fits: a home that may only be read, as in an image, is no reason to fail
+            if error.reason not in {Reason.STORE_READ_ONLY, Reason.DISK_FULL}:
+                raise
+            self._say(f"note: {error.reason.value.code} {error.what}: the next session cannot compare with this one")
 
     def _say(self, text: str) -> None:
         self._means.say(f"{self._name}: {text}")

@@ -216,7 +216,12 @@ def _put_in_place(temp: Path, destination: Path) -> None:
 
 
 def _copy(source: Path, destination: Path, digest: str) -> None:
-    actual = f"sha256:{durable.copy_hashed(source, destination)}"
+    try:
+        actual = f"sha256:{durable.copy_hashed(source, destination)}"
+    except FileNotFoundError as error:
+        if source.exists():
+            raise
+        raise EnginefarmError(Reason.STORE_CORRUPT, f"{source} is gone from the store", why=str(error)) from error
     if actual != digest:
         raise EnginefarmError(
             Reason.STORE_CORRUPT, f"{source} is not what the store says", why=f"expected {digest}\nactual   {actual}"

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from builder import durable
 from builder.errors import EnginefarmError, ErrorGroup, Reason
 from builder.machine import ARCHITECTURES, Facts, GpuFacts
 
@@ -26,12 +27,19 @@ def write_facts(path: Path, facts: Facts) -> None:
     """Write a facts file.
 
     Raises:
-        EnginefarmError: PATH_OCCUPIED where it cannot be written.
+        EnginefarmError: DISK_FULL; PATH_OCCUPIED where it cannot be written for another reason.
 
     """
+    content = facts_json(facts).encode()
     try:
-        path.write_text(facts_json(facts), encoding="utf-8")
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_bytes(content)  # what a link such as /dev/stdout names is meant, not the link
+        else:
+            durable.write_atomically(path, content, path.parent)
     except OSError as error:
+        if error.errno in durable.FULL:
+            what = f"the facts cannot be written: {error.strerror}"
+            raise EnginefarmError(Reason.DISK_FULL, what, where=str(path), fix="free space there") from error
         raise EnginefarmError(
             Reason.PATH_OCCUPIED,
             "the facts cannot be written",
@@ -72,8 +80,9 @@ def read_document(text: str, where: str) -> Facts:
         document = json.loads(text)
     except json.JSONDecodeError as error:
         raise _invalid(f"{where}:{error.lineno}", "the file is not JSON", error.msg) from error
-    except RecursionError as error:
-        raise _invalid(where, "the file is not JSON", str(error)) from error
+    except (ValueError, RecursionError) as error:
+        # a number longer than Python reads, or lists too deep
+        raise _invalid(where, "the file cannot be read as JSON", str(error)) from error
     problems = _Problems(where, text)
     facts = problems.facts(document)
     problems.raise_any()

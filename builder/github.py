@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 _LONGEST_LOG = 200_000
@@ -28,8 +29,11 @@ def folded_log(title: str, log: Path) -> list[str]:
 
 
 def add_summary(environ: Mapping[str, str], lines: Iterable[str]) -> None:
-    """Append Markdown to the step summary; without a workflow nothing happens."""
+    """Append Markdown to the step summary; without a workflow, or where its file cannot be written, nothing happens.
+
+    In a container of one's own the variable may name a file that is not there.
+    """
     path = environ.get("GITHUB_STEP_SUMMARY")
     if path:
-        with Path(path).open("a", encoding="utf-8") as file:
+        with suppress(OSError), Path(path).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(f"{line}\n" for line in lines)

@@ -43,9 +43,19 @@ def has_gpu() -> bool:
 
 def free_disk_bytes(folder: Path) -> int:
     """Free space where a folder is or would be."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def is_writable(folder: Path) -> bool:
+    """Say whether this user may write to a folder, or make it."""
+    place = _existing(folder)
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+
+
+def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 def description() -> dict[str, str]:

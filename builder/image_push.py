@@ -43,9 +43,7 @@ def push_image(builder: ImageBuilder, stack: Stack, repository: str) -> PushedIm
         EnginefarmError: IMAGE_MISSING, DOCKER_UNAVAILABLE, PUSH_FAILED, INTERRUPTED.
 
     """
-    record = builder.find(stack)
-    if record is None:
-        raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {stack.name} is not built")
+    record = builder.built(stack)
     tag = record.tag.rpartition(":")[2]
     documents = {
         "sbom": (SBOM_TYPE, "sbom.cdx.json", bill_of_materials(record, stack, builder.bases)),

@@ -106,6 +106,20 @@ class ImageBuilder:
         base.touch()
         return record
 
+    def built(self, stack: Stack) -> ImageRecord:
+        """Return the image as `find` does.
+
+        Raises:
+            EnginefarmError: IMAGE_MISSING, with the command that builds it.
+
+        """
+        record = self.find(stack)
+        if record is None:
+            named = f"{stack.name} --lock {stack.variant}" if stack.variant else stack.name
+            what = f"the image of stack {named} is not built"
+            raise EnginefarmError(Reason.IMAGE_MISSING, what, fix=f"`enginefarm images build {named}`")
+        return record
+
     def build(self, stack: Stack) -> ImageRecord:
         """Return the image of a stack; build it if need be.
 

@@ -91,7 +91,7 @@ class _Copy:
     size: int = 0
 
     def run(self, accept_older: bool) -> Mirrored:  # noqa: FBT001 - passed on
-        read = self.source.place.manifest(self.source.version, (oci.INDEX_TYPE,))
+        read = self.source.place.manifest(self.source.version, _ACCEPT)
         if read is None:
             raise EnginefarmError(Reason.ARTIFACT_MISSING, f"there is no {self.source.shown}")
         index = parse_index(read[0], self.source.shown, self.destination.model)

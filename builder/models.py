@@ -52,6 +52,7 @@ class Models:
     executor: Executor
     stacks: Mapping[str, Stack]
     _keys: dict[str, Key] = field(default_factory=dict)
+    _unchanged: set[str] = field(default_factory=set)
 
     def key(self, recipe: Recipe) -> Key:
         """Key of the recipe's ONNX model.
@@ -65,7 +66,18 @@ class Models:
         return self._keys[recipe.name]
 
     def identity(self, recipe: Recipe) -> Mapping[str, str] | None:
-        """SHA-256 per file of the model, if known without work."""
+        """SHA-256 per file of the model, if known without work.
+
+        Raises:
+            EnginefarmError: DIGEST_MISMATCH, FILE_MISSING for a file of the recipe's folder that is another one now:
+                what the store has of the older one is not what the recipe's author expects.
+
+        """
+        if recipe.name not in self._unchanged:
+            if isinstance(recipe.source, OnnxSource):
+                self._own(recipe, recipe.source)
+            self.sample_files(recipe)
+            self._unchanged.add(recipe.name)
         if not isinstance(recipe.source, PythonSource):
             return {MODEL: recipe.source.sha256}
         entries = self.store.find("onnx", self.key(recipe).sha256)
@@ -152,9 +164,10 @@ class Models:
         if isinstance(source, PythonSource):
             msg = f"recipe {recipe.name} is exported, not fetched"
             raise TypeError(msg)
-        if not isinstance(source, OnnxSource):
-            return {MODEL: fetcher.model(source)}
-        return {MODEL: _checked(self.project.recipes / recipe.name / source.path, source.sha256)}
+        return {MODEL: self._own(recipe, source) if isinstance(source, OnnxSource) else fetcher.model(source)}
+
+    def _own(self, recipe: Recipe, source: OnnxSource) -> Path:
+        return _checked(self.project.recipes / recipe.name / source.path, source.sha256)
 
     def _export(self, recipe: Recipe, fetcher: Fetcher, stages: StageRunner) -> dict[str, Path | bytes]:
         subject = Subject(label=f"export {recipe.name}", recipe=recipe.name, precision="-", stack=self.export_stack())
@@ -216,7 +229,11 @@ def inputs_document(recipe: Recipe) -> dict[str, Any]:
 
 
 def _checked(path: Path, sha256: str) -> Path:
-    if (actual := durable.sha256_file(path)) != sha256:
+    try:
+        actual = durable.sha256_file(path)
+    except OSError as error:
+        raise EnginefarmError(Reason.FILE_MISSING, f"{path} cannot be read", why=str(error)) from error
+    if actual != sha256:
         why = f"expected {sha256}\nactual   {actual}"
         raise EnginefarmError(Reason.DIGEST_MISMATCH, f"{path} is another file than the recipe says", why=why)
     return path

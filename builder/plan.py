@@ -151,7 +151,8 @@ def require_jobs(plan: Plan) -> Plan:
         raise EnginefarmError(Reason.NOTHING_TO_DO, "no recipe has the precision asked for")
     first = refusals[0]
     others = {refusal.what: None for refusal in refusals if refusal.what != first.what}
-    raise EnginefarmError(first.reason, first.what, why="\n".join(others) or None, fix=first.fix)
+    why = "\n".join(["refused as well:", *(f"  {what}" for what in others)]) if others else None
+    raise EnginefarmError(first.reason, first.what, why=why, fix=first.fix)
 
 
 def select_jobs(plan: Plan, patterns: tuple[str, ...]) -> Plan:

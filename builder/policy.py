@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Sequence
@@ -315,7 +316,8 @@ def _read(path: Path) -> str:
 def _refuse_writable(path: Path) -> os.stat_result:
     status = path.stat()
     if status.st_mode & stat.S_IWOTH:
-        why, fix = f"everybody may write to it (mode {stat.S_IMODE(status.st_mode):o})", f"chmod o-w {path}"
+        why = f"everybody may write to it (mode {stat.S_IMODE(status.st_mode):o})"
+        fix = f"chmod o-w {shlex.quote(str(path))}"
         raise EnginefarmError(Reason.POLICY_INVALID, "this file decides nothing", where=str(path), why=why, fix=fix)
     return status
 

@@ -81,7 +81,7 @@ def find_key_documents(store: Store, text: str) -> KeyDocuments:
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise EnginefarmError(Reason.NAME_UNKNOWN, "the file is not JSON", where=str(path), why=str(error)) from error
     if not isinstance(document, dict) or "kind" not in document or "key_version" not in document:
         fix = "name the key.json that `enginefarm export` writes beside an engine"

@@ -19,6 +19,7 @@ from builder.recipe_fields import (
     Sha256,
     Shape,
     Strict,
+    low_to_high,
 )
 
 
@@ -55,6 +56,13 @@ class WheelSource(Strict):
     wheel_sha256: Sha256 = Field(description="SHA-256 of the wheel.")
     path: RelativePath = Field(description="Path of the ONNX file inside the wheel.")
     sha256: Sha256 = Field(description="SHA-256 of the ONNX file.")
+
+    @model_validator(mode="after")
+    def _two_files(self) -> Self:
+        if self.wheel_sha256 == self.sha256:
+            msg = "wheel_sha256 and sha256 are the same: one is of the wheel, one of the ONNX file inside"
+            raise ValueError(msg)
+        return self
 
 
 class UrlSource(Strict):
@@ -249,6 +257,8 @@ class UniformInput(Strict):
     low: StrictFloat = Field(default=0.0, description="Smallest value.")
     high: StrictFloat = Field(default=1.0, description="Largest value.")
 
+    _low_to_high = model_validator(mode="after")(low_to_high)
+
 
 class IntsInput(Strict):
     """Whole numbers from a seed."""
@@ -258,12 +268,7 @@ class IntsInput(Strict):
     low: StrictInt = Field(default=0, description="Smallest value.")
     high: StrictInt = Field(description="One more than the largest value.")
 
-    @model_validator(mode="after")
-    def _has_values(self) -> Self:
-        if not -(2**63) <= self.low < self.high <= 2**63:
-            msg = f"low {self.low} must be less than high {self.high}, both within 64 bits"
-            raise ValueError(msg)
-        return self
+    _low_to_high = model_validator(mode="after")(low_to_high)
 
 
 class FileInput(Strict):
@@ -341,9 +346,7 @@ class Recipe(Strict):
 
     @field_validator("precisions")
     @classmethod
-    def _settings_of_a_precision(
-        cls, precisions: dict[Precision, PrecisionSettings]
-    ) -> dict[Precision, PrecisionSettings]:
+    def _settings_fit(cls, precisions: dict[Precision, PrecisionSettings]) -> dict[Precision, PrecisionSettings]:
         for precision, settings in precisions.items():
             if precision is not Precision.INT8 and settings.calibration is not None:
                 msg = f"{precision.value} has a calibration, and only int8 is calibrated"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 
@@ -43,3 +43,19 @@ class Strict(BaseModel):
     """Unknown keys are mistakes; a recipe never changes after it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, regex_engine="python-re", allow_inf_nan=False)
+
+
+def low_to_high(values: Any) -> Any:
+    """Check that a generator has a value to give: whole numbers end one below `high`.
+
+    Raises:
+        ValueError: it has none.
+
+    """
+    if isinstance(values.high, int) and not -(2**63) <= values.low < values.high <= 2**63:
+        msg = f"low {values.low} must be less than high {values.high}, both within 64 bits"
+        raise ValueError(msg)
+    if values.low > values.high:
+        msg = f"low {values.low:g} is above high {values.high:g}"
+        raise ValueError(msg)
+    return values

@@ -6,6 +6,7 @@ import gc
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -24,6 +25,7 @@ _WANTED = {
     "string_type": "must be text",
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
+    "int_parsing": "must be a whole number",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "list_type": "must be a list",
@@ -193,7 +195,7 @@ def _files(recipe: Recipe) -> list[tuple[Sequence[str], str]]:
 
 def _translate(item: ErrorDetails, text: str, shown: str) -> EnginefarmError:
     location = tuple(step for step in item["loc"] if step != "[key]")
-    is_key = "[key]" in item["loc"] or item["type"] in {"extra_forbidden", "missing"}
+    is_key = "[key]" in item["loc"] or item["type"] in {"extra_forbidden", "invalid_key", "missing"}
     place = yaml_nodes.locate(text, location, key=is_key)
     annotation, path = _follow(location)
     what, fix = _words(item, path, annotation)
@@ -204,8 +206,9 @@ def _words(item: ErrorDetails, path: str, parent: Any) -> tuple[str, str | None]
     kind, value = item["type"], item["input"]
     if kind in _SPEAKERS:
         return _SPEAKERS[kind](item, path, parent)
-    if kind == "string_type" and isinstance(value, bool | int | float):
-        return f"{path}: YAML reads {value!r} here, text is wanted", "put the value into quotes"
+    if kind == "string_type" and isinstance(value, bool | int | float | date):
+        read = f"the date {value}" if isinstance(value, date) else repr(value)
+        return f"{path}: YAML reads {read} here, text is wanted", "put the value into quotes"
     if kind in _SIGNS:
         return f"{path}: {value!r} must be {_SIGNS[kind]} {next(iter(item.get('ctx', {}).values()))}", None
     return f"{path}: {value!r} {_WANTED.get(kind, item['msg'])}", None
@@ -219,6 +222,10 @@ def _missing(_: ErrorDetails, path: str, parent: Any) -> tuple[str, str | None]:
 def _unknown(_: ErrorDetails, path: str, parent: Any) -> tuple[str, str | None]:
     name = path.rpartition(".")[2]
     return f"unknown key {name!r}", suggestion(name, list(getattr(parent, "model_fields", {})), "known keys")
+
+
+def _no_text_for_key(item: ErrorDetails, _: str, __: Any) -> tuple[str, str | None]:
+    return f"YAML reads the key {item['input']!r} here, text is wanted", "put the key into quotes"
 
 
 def _not_a_choice(item: ErrorDetails, path: str, _: Any) -> tuple[str, str | None]:
@@ -251,6 +258,7 @@ def _empty(_: ErrorDetails, path: str, __: Any) -> tuple[str, str | None]:
 _SPEAKERS: dict[str, Callable[[ErrorDetails, str, Any], tuple[str, str | None]]] = {
     "missing": _missing,
     "extra_forbidden": _unknown,
+    "invalid_key": _no_text_for_key,
     "enum": _not_a_choice,
     "literal_error": _not_a_choice,
     "union_tag_invalid": _not_a_choice,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -30,24 +31,37 @@ class Login:
         return f"Login(user={self.user!r})"
 
 
-def read_login(host: str, *, needed: bool) -> Login:
-    """Look up what `docker login HOST` has left.
+def read_login(host: str, challenge: str) -> Login:
+    """Look up what `docker login HOST` has left. `challenge`: how the registry asks who we are, empty if it does not.
 
     Raises:
-        EnginefarmError: REGISTRY_REFUSED where it cannot be read, or where there is none and one is `needed`.
+        EnginefarmError: REGISTRY_REFUSED where the registry asks and the log-in cannot be read, or where it wants a
+            password and there is none.
 
     """
     try:
-        found = load_config().resolve_authconfig(host) or {}
+        with warnings.catch_warnings():
+            # the library says on standard error, too, that a credential helper is not installed
+            warnings.simplefilter("ignore", UserWarning)
+            found = load_config().resolve_authconfig(host) or {}
     except (DockerException, ValueError, AttributeError, TypeError) as error:
         # the library takes its own file's form for granted
-        what = f"Docker's log-in for {host} cannot be read"
-        raise EnginefarmError(Reason.REGISTRY_REFUSED, what, why=str(error), fix=f"docker login {host}") from error
+        if not challenge:
+            return Login()
+        what, helper = f"Docker's log-in for {host} cannot be read", "or take its helper out of Docker's config.json"
+        fix = f"docker login {host}" + (f", {helper}" if isinstance(error, DockerException) else "")
+        raise EnginefarmError(Reason.REGISTRY_REFUSED, what, why=str(error), fix=fix) from error
+    needed = is_basic(challenge)
     # files and credential helpers spell them differently
     user, password = (found.get(name) or found.get(name.title()) for name in ("username", "password"))
     if user is None and needed:
         raise EnginefarmError(Reason.REGISTRY_REFUSED, f"nobody is logged in to {host}", fix=f"docker login {host}")
     return Login(user=user, password=password or "", identity=found.get("IdentityToken"))
+
+
+def is_basic(challenge: str) -> bool:
+    """Say whether a registry wants user and password with each question."""
+    return challenge.lower().startswith("basic")
 
 
 def authorise(registry: Any, login: Login, refused: requests.Response) -> str:

@@ -76,7 +76,8 @@ def as_passing(error: Exception, url: str) -> Exception:
         or (isinstance(error, OSError) and "CA certificate" in why)
     )
     if lasting:
-        return EnginefarmError(Reason.REGISTRY_UNREACHABLE, f"{shown(url)} cannot be reached", why=why)
+        what = f"{shown(url)} cannot be reached"
+        return EnginefarmError(Reason.REGISTRY_UNREACHABLE, what, why=why, fix=_fix_of_tls(why))
     broken = (
         requests.ConnectionError,
         requests.Timeout,
@@ -89,6 +90,15 @@ def as_passing(error: Exception, url: str) -> Exception:
     if isinstance(error, broken):
         return PassingError(why)
     return EnginefarmError(Reason.REGISTRY_UNREACHABLE, f"{shown(url)} cannot be reached", why=why)
+
+
+def _fix_of_tls(why: str) -> str | None:
+    """Say what helps where no TLS came about; null where it is something else."""
+    if "WRONG_VERSION_NUMBER" in why or "record layer failure" in why:
+        return "if it talks plain HTTP, --plain-http allows it; else check name, port and proxy"
+    if "CERTIFICATE_VERIFY_FAILED" in why or "CA certificate" in why:
+        return "let REQUESTS_CA_BUNDLE or SSL_CERT_FILE name a file of certificates with that of its authority"
+    return None
 
 
 def retry_after(text: str | None) -> float | None:

@@ -26,7 +26,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from builder import oci
 from builder.errors import EnginefarmError, Reason
 from builder.hang_up import note_line, watched
-from builder.registry_auth import Login, authorise, read_login
+from builder.registry_auth import Login, authorise, is_basic, read_login
 from builder.registry_retry import PASSING, PassingError, Patience, as_passing, retry_after, shown
 
 T = TypeVar("T")
@@ -194,9 +194,8 @@ class Session:
             except _WrongSchemeError as error:
                 errors.append(error)
                 continue
-            kind = "basic" if challenge.lower().startswith("basic") else "token"
-            self._login = read_login(self.host, needed=kind == "basic")
-            registry = self._connect(prefix, kind)
+            self._login = read_login(self.host, challenge)
+            registry = self._connect(prefix, "basic" if is_basic(challenge) else "token")
             if self._login.user is not None:
                 registry.auth.set_basic_auth(self._login.user, self._login.password)
             return registry

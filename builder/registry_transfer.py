@@ -264,15 +264,19 @@ class _Body:
         # a second try begins where the registry is
         self._tell(self.start)
         digest, buffer, position = hashlib.sha256(), memoryview(bytearray(_CHUNK)), 0
-        with self._file.open("rb", buffering=0) as stream:
-            while count := stream.readinto(buffer[: self._size - position]):
-                self._stopped()
-                digest.update(buffer[:count])
-                before, position = position, position + count
-                if position > self.start:
-                    yield buffer[max(0, self.start - before) : count]
-                    self._tell(position)
-            longer = bool(stream.read(1))
+        try:
+            with self._file.open("rb", buffering=0) as stream:
+                while count := stream.readinto(buffer[: self._size - position]):
+                    self._stopped()
+                    digest.update(buffer[:count])
+                    before, position = position, position + count
+                    if position > self.start:
+                        yield buffer[max(0, self.start - before) : count]
+                        self._tell(position)
+                longer = bool(stream.read(1))
+        except OSError as error:
+            # not to be taken for a broken connection
+            raise EnginefarmError(Reason.STORE_CORRUPT, f"{self._file} cannot be read", why=str(error)) from error
         actual = f"sha256:{digest.hexdigest()}"
         if actual != self._digest or position < self._size or longer:
             why = f"expected {self._digest}, {self._size} bytes\nactual   {actual}, {position} bytes"

@@ -27,18 +27,15 @@ def load_catalogue(project: Project, selection: Selection) -> Catalogue:
     """Read the project's files and keep what is asked for.
 
     Raises:
-        EnginefarmError: TARGET_UNKNOWN, STACK_UNKNOWN or RECIPE_UNKNOWN with the valid names; STACK_INVALID or
-            RECIPE_INVALID with every problem.
+        EnginefarmError: TARGET_UNKNOWN, STACK_UNKNOWN or RECIPE_UNKNOWN with the valid names; STACK_UNKNOWN, too, for
+            a lock that no stack chosen has; STACK_INVALID or RECIPE_INVALID with every problem.
 
     """
     known_targets = load_targets()
     targets = choose_targets(known_targets, selection.targets)
     stacks = take_lock(load_stacks(project.images), selection.lock)
     chosen = choose_stacks(stacks, selection.stacks)
-    having = [name for name, stack in stacks.items() if selection.lock in stack.spec.image.locks]
-    if having and not any(stack.name in having for stack in chosen):
-        what = f"{', '.join(stack.name for stack in chosen)} has no lock {selection.lock!r}"
-        raise EnginefarmError(Reason.STACK_UNKNOWN, what, fix=f"add --stack {' or '.join(having)}, which has it")
+    _require_lock(chosen, stacks, selection.lock)
     return Catalogue(
         recipes=select_recipes(load_recipes(project.recipes, build_stacks(stacks), known_targets), selection.recipes),
         stacks=chosen,
@@ -46,6 +43,15 @@ def load_catalogue(project: Project, selection: Selection) -> Catalogue:
         all_stacks=tuple(build_stacks(stacks).values()),
         precision_floors=load_precision_floors(),
     )
+
+
+def _require_lock(chosen: tuple[Stack, ...], stacks: Mapping[str, Stack], lock: str | None) -> None:
+    # without a stack that has it the option would say nothing, and what is built would be something else
+    if lock is None or any(lock in stack.spec.image.locks for stack in chosen):
+        return
+    owners = [name for name, stack in stacks.items() if lock in stack.spec.image.locks]
+    what = f"none of the stacks chosen has a lock {lock!r}: {', '.join(stack.name for stack in chosen)}"
+    raise EnginefarmError(Reason.STACK_UNKNOWN, what, fix=f"add --stack {' or '.join(owners)}")
 
 
 def take_lock(stacks: Mapping[str, Stack], lock: str | None) -> dict[str, Stack]:

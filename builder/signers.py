@@ -13,6 +13,7 @@ from builder.errors import EnginefarmError, Reason
 from builder.keys import PublicKey, describe_public_key, find_key, list_keys, revocation_list
 from builder.policy import Policy, Validity, read_revocations
 from builder.project import Home
+from builder.trust_certificates import why_no_signer
 
 if TYPE_CHECKING:
     from model_signing import hashing, signing
@@ -59,6 +60,7 @@ class CertificateSigner:
     def prepare(self, config: signing.Config) -> None:
         """Load key and certificates."""
         public_half(self.key, None)
+        _require_fit(self.certificate)
         # an empty chain would not be PEM; the certificate itself may stand in it
         chain = list(self.chain) or [self.certificate]
         try:
@@ -186,6 +188,17 @@ def public_half(path: Path, passphrase: bytes | None) -> PublicKey:
         return describe_public_key(key.public_bytes(serialization.Encoding.PEM, form))
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise _unusable(path, _why_not(error)) from error
+
+
+def _require_fit(certificate: Path) -> None:
+    """Refuse to sign with a certificate whose signatures no check would take."""
+    try:
+        why = why_no_signer(certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _unusable(certificate, str(error)) from error
+    if why is not None:
+        what, fix = "nobody would take a signature by this certificate", "ask the authority for one that does"
+        raise EnginefarmError(Reason.POLICY_INVALID, what, where=str(certificate), why=why, fix=fix)
 
 
 def _unusable(path: Path, why: str) -> EnginefarmError:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder import process
+from builder import host, process
 from builder.errors import EnginefarmError, Reason
 
 PROTOCOL = 1
+_LEAST_FREE = 1 << 20
 _WEIGHTS = {"external": "model.onnx.data", "lowered_external": "lowered.onnx.data"}
 
 
@@ -72,7 +73,8 @@ def collect(request: StageRequest, outcome: process.Outcome) -> StageResult:
     """Read what the worker left.
 
     Raises:
-        EnginefarmError: the worker's own reason, or WORKER_DIED, STAGE_TIMEOUT, INTERRUPTED, STAGE_CONTRACT.
+        EnginefarmError: the worker's own reason, or WORKER_DIED, OUT_OF_MEMORY, DISK_FULL, STAGE_TIMEOUT, INTERRUPTED,
+            STAGE_CONTRACT.
 
     """
     if outcome.cancelled:
@@ -138,6 +140,10 @@ def _died(request: StageRequest, outcome: process.Outcome) -> EnginefarmError:
     else:
         how, fix = f"ended with exit code {outcome.exit_code} and no result", None
     tail = process.tail(request.log)
+    # a worker without room for its result often has none for its last words
+    if outcome.signal is None and host.free_disk_bytes(request.folder) < _LEAST_FREE:
+        what = f"the disk is full: stage {request.stage} could not write its result"
+        return EnginefarmError(Reason.DISK_FULL, what, where=str(request.folder), why=tail or None)
     if "MemoryError" in tail or "bad_alloc" in tail:
         return EnginefarmError(Reason.OUT_OF_MEMORY, f"stage {request.stage} {how}", why=tail)
     return EnginefarmError(Reason.WORKER_DIED, f"stage {request.stage} {how}", why=tail or None, fix=fix)

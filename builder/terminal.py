@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
 UNLIMITED = 10_000
+_GONE = frozenset({errno.EPIPE, errno.EIO})
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terminal:
-    """Where text goes. A reader that went away (`| head`) silences it instead of failing the command."""
+    """Where text goes. A reader that went away (`| head`) silences it instead of failing the command.
+
+    So does a log that cannot be written, on a full disk for example; data that is lost there is an error.
+    """
 
     stream: TextIO
     interactive: bool
@@ -26,25 +32,38 @@ class Terminal:
         return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if self.colour and style else text
 
     def line(self, text: str = "") -> None:
-        """Write a line and flush it."""
+        """Write a line and flush it.
+
+        Raises:
+            OSError: standard output cannot be written.
+
+        """
         try:
             self.stream.write(self._encodable(text) + "\n")
             self.stream.flush()
-        except BrokenPipeError:
-            self._silence()
+        except OSError as error:
+            silence(self.stream)
+            if self.stream is sys.stdout and error.errno not in _GONE:
+                raise OSError(error.errno, error.strerror, "standard output") from error
 
     def _encodable(self, text: str) -> str:
         encoding = self.stream.encoding or "utf-8"
         return text.encode(encoding, "backslashreplace").decode(encoding)
 
-    def _silence(self) -> None:
-        # Python flushes the stream once more at exit; the null device takes that quietly.
-        with suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123 - a device
-            os.dup2(null.fileno(), self.stream.fileno())
+
+def silence(stream: TextIO) -> None:
+    """Let a stream go to the null device, which also takes quietly what Python flushes at exit."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123 - a device
+        os.dup2(null.fileno(), stream.fileno())
 
 
-def open_terminal(stream: TextIO, environ: Mapping[str, str]) -> Terminal:
-    """Look at a stream and the environment: NO_COLOR, FORCE_COLOR, TERM=dumb, CI, COLUMNS."""
+def open_terminal(stream: TextIO | None, environ: Mapping[str, str]) -> Terminal:
+    """Look at a stream and the environment: NO_COLOR, FORCE_COLOR, TERM=dumb, CI, COLUMNS.
+
+    Null is what Python has of a stream that was closed when it began: what goes there is gone.
+    """
+    if stream is None:
+        stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - a device, open until the end
     is_terminal = stream.isatty()
     unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
     interactive = is_terminal and unicode and environ.get("TERM") != "dumb" and not environ.get("CI")

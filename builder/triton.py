@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from builder.candidates import is_rtx
 from builder.errors import EnginefarmError, Reason
 from builder.manifest import Manifest
 
@@ -42,11 +43,11 @@ class TritonModel:
 
 def serves(manifest: Manifest) -> bool:
     """Say whether Triton can load an engine: it has no backend for TensorRT-RTX, and it refits none."""
-    return not _is_rtx(manifest) and not manifest.build.options.get("strip_weights")
+    return not _rtx(manifest) and not manifest.build.options.get("strip_weights")
 
 
-def _is_rtx(manifest: Manifest) -> bool:
-    return manifest.stack.name.startswith("trtrtx") or manifest.stack.tensorrt.startswith("1.")
+def _rtx(manifest: Manifest) -> bool:
+    return is_rtx(manifest.stack.name, manifest.stack.tensorrt)
 
 
 def is_own_config(content: bytes) -> bool:
@@ -59,15 +60,15 @@ def repository(manifests: Iterable[Manifest]) -> tuple[TritonModel, ...]:
     """Group engines into models.
 
     Raises:
-        EnginefarmError: OPTION_UNSUPPORTED where Triton cannot load an engine, or where two engines of a model are of
-            different TensorRT, CUDA or platform; INPUTS_CHANGED where inputs, outputs or shape profiles differ;
-            PRECISION_UNSUPPORTED for tensors of a type that Triton lacks.
+        EnginefarmError: OPTION_UNSUPPORTED where Triton cannot load an engine or has no such tensor, or where two
+            engines of a model are of different TensorRT, CUDA or platform; INPUTS_CHANGED where inputs, outputs or
+            shape profiles differ; PRECISION_UNSUPPORTED for tensors of a type that Triton lacks.
 
     """
     groups: dict[str, list[Manifest]] = {}
     for manifest in manifests:
         if not serves(manifest):
-            rtx = _is_rtx(manifest)
+            rtx = _rtx(manifest)
             why = "it has no backend for TensorRT-RTX" if rtx else "it was built without its weights"
             what = f"Triton cannot load {manifest.job}: {why}"
             fix = "build it with a stack of classic TensorRT" if rtx else "build it without build.strip_weights"
@@ -177,6 +178,9 @@ def _tensor(tensor: Mapping[str, Any], *, batched: bool) -> list[str]:
         what = f"Triton has no type for {tensor['name']}, which is {tensor['dtype']}"
         raise EnginefarmError(Reason.PRECISION_UNSUPPORTED, what, fix="export the model with float32 inputs")
     dims = list(tensor["shape"])[1:] if batched else list(tensor["shape"])
+    if not dims and not batched:
+        what = f"Triton has no tensors without axes in models without a batch, and {tensor['name']} is one"
+        raise EnginefarmError(Reason.OPTION_UNSUPPORTED, what, fix="export the model with one axis more")
     lines = [f"name: {_text(tensor['name'])}", f"data_type: {dtype}", f"dims: [ {', '.join(map(str, dims or [1]))} ]"]
     # Triton's tensors have at least one axis beside the batch
     return lines if dims else [*lines, "reshape { shape: [ ] }"]

@@ -44,6 +44,10 @@ INDEX = "index.json"
 _MANIFEST, _ENGINE = "manifest.json", "model.plan"
 _LARGEST_MANIFEST = 4 << 20
 _MOST_BUNDLES = 64
+_NO_POLICY_FIX = (
+    "`enginefarm keys export NAME --policy` prints one where the key is; if you trust it, put it into policy.toml of "
+    "this farm's home"
+)
 # how far a check came, the furthest last: of several signatures that fail, the best one is told
 _ORDER = (
     Reason.SIGNATURE_INVALID,
@@ -209,7 +213,8 @@ def _check(content: bytes, subject: _Subject, policy: Policy, model: str, now: d
     rule = policy.rule_for(model)
     if rule is None:
         why = f"no rule of {policy.where} matches this model" if policy.where else "there is no policy"
-        raise EnginefarmError(Reason.SIGNER_UNKNOWN, f"nobody is trusted to sign {model}", why=why)
+        fix = None if policy.where else _NO_POLICY_FIX
+        raise EnginefarmError(Reason.SIGNER_UNKNOWN, f"nobody is trusted to sign {model}", why=why, fix=fix)
     if bundle.kind is Kind.KEY:
         signer, key_id, signed_at = _by_key(bundle, subject, rule.keys, now)
     elif bundle.kind is Kind.CERTIFICATE:
@@ -234,7 +239,7 @@ _Found = tuple[str, str, datetime | None]
 def _by_key(bundle: Bundle, subject: _Subject, keys: Sequence[TrustedKey], now: datetime) -> _Found:
     key = next((one for one in keys if one.hint == bundle.hint), None)
     if key is None:
-        raise _unknown(f"key with the digest {bundle.hint}", [one.name for one in keys])
+        raise _unknown(f"a key whose public.pem has the SHA-256 {bundle.hint}", [one.name for one in keys])
     with tempfile.TemporaryDirectory(prefix="enginefarm-trust-") as folder:
         path = Path(folder) / "key.pem"
         path.write_bytes(key.pem)

@@ -77,6 +77,25 @@ def require_chain(certificates: Sequence[bytes], authority: bytes, signer: str, 
     return tuple(_key_id(one.to_cryptography()) for one in chain)
 
 
+def why_no_signer(pem: bytes) -> str | None:
+    """Say why signatures by a certificate would always be refused; null where nothing speaks against it.
+
+    Raises:
+        ValueError: it is no certificate.
+
+    """
+    from cryptography import x509  # noqa: PLC0415 - slow to import
+    from cryptography.x509.oid import ExtendedKeyUsageOID  # noqa: PLC0415
+
+    certificate = x509.load_pem_x509_certificate(pem)
+    if not _names(certificate):
+        return "it names nobody: no e-mail address, URI or DNS name in subjectAltName"
+    usage = [one.value for one in certificate.extensions]
+    signs = any(isinstance(one, x509.KeyUsage) and one.digital_signature for one in usage)
+    signs |= any(isinstance(one, x509.ExtendedKeyUsage) and ExtendedKeyUsageOID.CODE_SIGNING in one for one in usage)
+    return None if signs else "it has neither digitalSignature in keyUsage nor codeSigning in extendedKeyUsage"
+
+
 def stranger(signer: str, error: Exception) -> EnginefarmError:
     """Make the error of a certificate that does not come from the authority that the policy names."""
     what = f"the certificate does not come from the authority named for {signer}"

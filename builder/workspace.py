@@ -70,15 +70,23 @@ class Workspace:
             shutil.rmtree(self.folder / _plain(subject), ignore_errors=True)
 
     def keep_log(self, subject: str, stage: str, log: Path) -> Path | None:
-        """Copy a failed stage's log to where it outlives the run; the newest one per job and stage stays."""
-        if not log.is_file():
-            return None
-        self._home.logs.mkdir(parents=True, exist_ok=True)
+        """Copy a failed stage's log to where it outlives the run; the newest one per job and stage stays.
+
+        Null where there is nothing to read in it, or no room for it: the stage's own error is what counts.
+        """
         kept = self._home.logs / f"{_plain(subject)}.{stage}.log"
         temp = kept.with_name(f".{kept.name}.{os.getpid()}")
-        shutil.copyfile(log, temp)
-        temp.replace(kept)
-        return kept
+        with suppress(OSError):
+            if not log.stat().st_size:
+                kept.unlink(missing_ok=True)
+                return None
+            self._home.logs.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(log, temp)
+            temp.replace(kept)
+            return kept
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
+        return None
 
 
 def sweep_dead_runs(home: Home) -> None:

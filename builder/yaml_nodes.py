@@ -18,6 +18,8 @@ except ImportError:  # PyYAML built without libyaml: slower, otherwise the same
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
 _MOST_NODES = 100_000
 _TAGS: dict[str, str] = {}
+_KINDS = {"timestamp": "date", "int": "number", "float": "number", "bool": "true or false"}
+_SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +72,23 @@ class _Loader(_SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
+class _Blaming(_Loader):
+    """Slower: knows which value Python cannot make, such as the 30th of February."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, LookupError, ValueError) as error:
+            kind = str(node.tag).rpartition(":")[2]
+            said = f"{node.value[:_SHOWN]!r} is no {_KINDS.get(kind, kind)}" if isinstance(node.value, str) else error
+            raise YamlProblem(f"{said}; for text put it into quotes", _place(node)) from error
+
+
 def load(text: str) -> Any:
     """Parse a document.
 
     Raises:
-        YamlProblem: not YAML, a duplicate key, or aliases that explode.
+        YamlProblem: not YAML, a duplicate key, a value that none can be, or aliases that explode.
 
     """
     try:
@@ -83,10 +97,14 @@ def load(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = Place(line=mark.line + 1, column=mark.column + 1) if mark else Place(line=1, column=1)
         raise YamlProblem(_plain(error, text, place), place) from error
-    except yaml.YAMLError as error:
-        raise YamlProblem(f"not YAML: {error}", Place(line=1, column=1)) from error
+    except yaml.reader.ReaderError as error:
+        lines = text.encode()[: error.position].decode(errors="replace").split("\n")
+        what = f"not YAML: character #x{error.character:04x}: {error.reason}"
+        raise YamlProblem(what, Place(line=len(lines), column=len(lines[-1]) + 1)) from error
     except RecursionError as error:
         raise YamlProblem("the document contains itself", Place(line=1, column=1)) from error
+    except (ArithmeticError, LookupError, ValueError):
+        return yaml.load(text, Loader=_Blaming)  # noqa: S506  # derived from SafeLoader
 
 
 def locate(text: str, path: Sequence[str | int], *, key: bool) -> Place:
@@ -117,5 +135,7 @@ def _plain(error: yaml.MarkedYAMLError, text: str, place: Place) -> str:
     line = text.splitlines()[place.line - 1] if place.line <= len(text.splitlines()) else ""
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return "a tab indents this line; YAML allows spaces only"
-    context = f" {error.context}" if error.context else ""
-    return f"not YAML: {error.problem}{context}"
+    said = [error.problem or "", error.context or ""]
+    if said[0].startswith("but "):
+        said.reverse()
+    return f"not YAML: {' '.join(said).strip()}"

@@ -49,7 +49,8 @@ class Built:
     def files(self) -> dict[str, bytes]:
         """Make all files of its folder."""
         document = json.loads(manifest(self.recipe, self.precision).to_json())
-        key = make_key("engine", {"job": self.job, "plugins": list(self.plugins)})
+        tuned = {"tensorrt": self.tensorrt, "device": self.device}
+        key = make_key("engine", {"job": self.job, "plugins": list(self.plugins)} | tuned)
         document |= {"job": self.job, "key": key.sha256}
         document["stack"] |= {"name": self.stack, "tensorrt": self.tensorrt, "cuda": self.cuda}
         document["target"] = {"name": "some", "sms": [self.sm]}

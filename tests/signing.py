@@ -133,13 +133,24 @@ class Authority:
 
 
 def authority(
-    folder: Path, name: str = "authority", *, begins: datetime = NOW - DAY, days: int = 30, issuer: str | None = None
+    folder: Path,
+    name: str = "authority",
+    *,
+    begins: datetime = NOW - DAY,
+    days: int = 30,
+    issuer: str | None = None,
+    named: bool = True,
+    signs: bool = True,
 ) -> Authority:
-    """Make an authority, one between, and a certificate of ci@example.org. `issuer`: as keyless ones name it."""
+    """Make an authority, one between, and a certificate of ci@example.org. `issuer`: as keyless ones name it.
+
+    `named`, `signs`: whether the certificate says whose it is, and that it is for signatures.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     root = _certificate(name, name, NOW - 900 * DAY, 2000, authority_for=1)
     between = _certificate(f"{name}-between", name, NOW - 900 * DAY, 2000, authority_for=0)
-    leaf = _certificate(f"{name}-leaf", f"{name}-between", begins, days, authority_for=None, says=issuer)
+    to_sign: dict[str, Any] = {"authority_for": None, "says": issuer, "named": named, "signs": signs}
+    leaf = _certificate(f"{name}-leaf", f"{name}-between", begins, days, **to_sign)
     paths = {label: folder / f"{name}-{label}.pem" for label in ("leaf", "between", "key")}
     paths["leaf"].write_bytes(leaf)
     paths["between"].write_bytes(between)
@@ -149,7 +160,15 @@ def authority(
 
 
 def _certificate(
-    name: str, issuer: str, begins: datetime, days: int, *, authority_for: int | None, says: str | None = None
+    name: str,
+    issuer: str,
+    begins: datetime,
+    days: int,
+    *,
+    authority_for: int | None,
+    says: str | None = None,
+    named: bool = True,
+    signs: bool = True,
 ) -> bytes:
     is_authority = authority_for is not None
     usage = dict.fromkeys(
@@ -168,12 +187,12 @@ def _certificate(
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=authority_for), critical=True)
         .add_extension(
             x509.KeyUsage(
-                digital_signature=not is_authority, key_cert_sign=is_authority, crl_sign=is_authority, **usage
+                digital_signature=signs and not is_authority, key_cert_sign=is_authority, crl_sign=is_authority, **usage
             ),
             critical=True,
         )
     )
-    if not is_authority:
+    if named and not is_authority:
         builder = builder.add_extension(
             x509.SubjectAlternativeName([x509.RFC822Name("ci@example.org")]), critical=False
         )

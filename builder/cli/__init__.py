@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -65,13 +66,14 @@ def cli(debug: bool) -> None:  # noqa: FBT001 - the boundary reads the flag
     """Build TensorRT engines from recipes, prove them, and keep them with a manifest.
 
     Data goes to standard output, everything else to standard error. Every command that a script would read takes
-    --json. Files lie under $ENGINEFARM_HOME (default: ~/.cache/enginefarm).
+    --json. Files lie under $ENGINEFARM_HOME (default: enginefarm in $XDG_CACHE_HOME or ~/.cache).
     """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become messages here and nowhere else."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         result = cli.main(arguments, prog_name="enginefarm", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the one boundary
@@ -79,3 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return report(error, arguments)
     return result if isinstance(result, int) else 0
+
+
+def _open_streams() -> None:
+    # Started with a stream closed (`>&-`), the next file opened would get its number, and what is meant for it.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - a device, for good

@@ -47,7 +47,8 @@ class Python(click.ParamType):  # type: ignore[type-arg]  # generic in newer rel
 @click.option("--all-shapes", is_flag=True, help="Time min, opt and max of each shape profile, not opt alone.")
 @click.option("--strict", is_flag=True, help="Fail if anything measured is noise.")
 @click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", help="What runs the engine; auto: what built it.")  # fmt: skip
+              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
+              help="What runs the engine; auto: what built it.")  # fmt: skip
 @click.option("--no-install", is_flag=True, help="Refuse instead of installing a stack's packages.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0, show_default=True,
               metavar="SECONDS", help="Limit for the whole of it.")  # fmt: skip

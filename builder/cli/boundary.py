@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -13,11 +14,14 @@ from pathlib import Path
 
 import click
 
+from builder import durable
 from builder.crash import write_crash_log
-from builder.errors import EnginefarmError, ExitCode
+from builder.errors import EnginefarmError, ExitCode, Reason
 from builder.project import find_home
 from builder.report.failure import error_json, error_lines
-from builder.terminal import open_terminal
+from builder.terminal import open_terminal, silence
+
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 
 
 def report(error: BaseException, arguments: Sequence[str]) -> int:
@@ -26,6 +30,9 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         return ExitCode.OK  # the reader has seen enough
+    if isinstance(error, OSError):
+        said = _of_the_disk(error)
+        error = said.with_traceback(error.__traceback__) if said is not None else error
     if "--debug" in arguments:
         traceback.print_exception(error)
     wants_json = "--json" in arguments
@@ -43,9 +50,29 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     return _json(wants_json, _bug(error, arguments))
 
 
+def _of_the_disk(error: OSError) -> EnginefarmError | None:
+    """Put into words what a full disk, or a home that is not this user's, did where nobody else has."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        silence(sys.stdout)
+    name, said = error.filename or "a file", os.strerror(error.errno or 0)
+    if error.errno in durable.FULL:
+        return EnginefarmError(Reason.DISK_FULL, f"{name} was not written: {said}", fix="free space where it lies")
+    if error.errno == errno.EROFS:
+        return EnginefarmError(Reason.STORE_READ_ONLY, f"{name} was not written: {said}")
+    ours = isinstance(name, str) and Path(name).is_relative_to(find_home().root)
+    if ours and error.errno in _FORBIDDEN:
+        return EnginefarmError(Reason.STORE_READ_ONLY, f"{name}: {said}")
+    if ours and error.errno == errno.ENOTDIR:
+        return EnginefarmError(Reason.STORE_FOREIGN, f"{name}: {said}")
+    return None
+
+
 def _json(wanted: bool, document: dict[str, object]) -> int:  # noqa: FBT001 - private
     if wanted:
-        open_terminal(sys.stdout, os.environ).line(json.dumps({"error": document}, indent=2, ensure_ascii=False))
+        with suppress(OSError):
+            open_terminal(sys.stdout, os.environ).line(json.dumps({"error": document}, indent=2, ensure_ascii=False))
     return int(str(document["exit_code"]))
 
 

@@ -38,7 +38,7 @@ from builder.timing_caches import find_cache
 
 @click.command("build")
 @options.selection
-@click.option("-j", "jobs", type=click.IntRange(min=1), help="Jobs at once [default: one per processor].")
+@click.option("-j", "jobs", type=click.IntRange(min=1), metavar="N", help="Jobs at once [default: one per processor].")
 @click.option("--no-install", is_flag=True, help="Refuse instead of installing a stack's packages.")
 @click.option("--skip-verify", is_flag=True, help="Build without checking the numbers; the manifest says so.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0, show_default=True,
@@ -47,12 +47,13 @@ from builder.timing_caches import find_cache
               help="Keep the folders of all stages, and containers that failed.")  # fmt: skip
 @click.option("--job", "ids", multiple=True, metavar="GLOB", help="Only the jobs with such ids; repeatable.")
 @click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", help="What runs the stages; auto: docker where one answers.")  # fmt: skip
+              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
+              help="What runs the stages; auto: docker where one answers.")  # fmt: skip
 @click.option("--memory", "memory_mib", type=click.IntRange(min=64), metavar="MIB",
               help="Limit of a stage in a container [default: what is free].")  # fmt: skip
 @options.lock
 @options.compat
-@click.option("--sealed", metavar="DIGEST", help="Use this timing cache alone; fail where it does not hold all.")
+@click.option("--sealed", metavar="DIGEST|FILE", help="Use this timing cache alone; fail where it does not hold all.")
 @options.as_json
 @options.project
 def command(  # noqa: PLR0913 - one parameter per option

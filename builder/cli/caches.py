@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from builder.cli import options
-from builder.project import find_home
+from builder.project import Home, find_home
 from builder.report.caches import cache_json, cache_rows
+from builder.report.planned import counted
 from builder.report.units import size
 from builder.store import Store
 from builder.timing_caches import export_cache, export_classes, import_classes, list_caches
@@ -35,16 +36,16 @@ def list_all(*, as_json: bool) -> None:
         out = options.stdout()
         options.print_lines(cache_rows(caches, out.width, out.paint))
     else:
-        options.stderr().line(f"the store {home.store} holds no timing cache: builds on a GPU make them")
+        options.stderr().line(_none(home))
 
 
 @command.command("export")
 @click.argument("digest")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 def export(*, digest: str, file: Path) -> None:
-    """Write a timing cache to FILE, for trtexec --timingCacheFile or another machine.
+    """Write a timing cache to FILE.
 
-    DIGEST is the first six or more digits of its SHA-256.
+    It is of the form that trtexec --timingCacheFile takes. DIGEST is the first six or more digits of its SHA-256.
     """
     blob = export_cache(Store(find_home().store), digest, file)
     options.stderr().line(f"wrote {size(blob.size)} to {file}")
@@ -53,20 +54,30 @@ def export(*, digest: str, file: Path) -> None:
 @command.command("export-all")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 def export_all(*, folder: Path) -> None:
-    """Write all timing caches to FOLDER, for `caches import` on another machine with such a GPU.
+    """Write all timing caches to FOLDER.
 
-    Worth it before a rented machine goes back: what took TensorRT minutes to measure is some hundred kilobytes.
+    For `caches import` on another machine with such a GPU. Worth it before a rented machine goes back: what took
+    TensorRT minutes to measure is some hundred kilobytes.
     """
-    names = export_classes(Store(find_home().store), folder)
-    options.stderr().line(f"wrote {len(names)} timing caches to {folder}")
+    home = find_home()
+    names = export_classes(Store(home.store), folder)
+    if names:
+        options.stderr().line(f"wrote {counted(len(names), 'timing cache')} to {folder}")
+    else:
+        options.stderr().line(_none(home))
 
 
 @command.command("import")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
 def import_all(*, folder: Path) -> None:
-    """Take the timing caches of FOLDER, as written by `caches export-all`.
+    """Take the timing caches of FOLDER.
 
-    Builds use them on the same stack and image, GPU model and driver, with the same options.
+    As written by `caches export-all`. Builds use them on the same stack and image, GPU model and driver, with the same
+    options.
     """
     names = import_classes(Store(find_home().store), folder)
-    options.stderr().line(f"took {len(names)} timing caches that were not here")
+    options.stderr().line(f"took {counted(len(names), 'new timing cache')}")
+
+
+def _none(home: Home) -> str:
+    return f"the store {home.store} holds no timing cache: builds on a GPU make them"

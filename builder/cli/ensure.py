@@ -32,7 +32,8 @@ from builder.runner import Settings
 @click.option("--facts", "facts_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Have engines for the machine of this file.")  # fmt: skip
 @click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", help="What runs the stages of a build.")  # fmt: skip
+              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
+              help="What runs the stages of a build.")  # fmt: skip
 @click.option("--plain-http", is_flag=True, help="Talk to another machine without TLS.")
 @output.as_json
 @click.option("--project", type=click.Path(path_type=Path, file_okay=False),

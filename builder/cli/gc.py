@@ -48,12 +48,14 @@ def command(*, keep_bytes: int | None, keep_days: float | None, dry_run: bool, a
     for item in done.removed:
         options.stdout().line(f"{size(item.size):>10}  {item.kind} {item.name}")
     kinds = Counter(item.kind for item in done.removed)
-    listed = ", ".join(counted(count, kind) for kind, count in sorted(kinds.items())) or "nothing"
+    listed = ", ".join(counted(count, kind) for kind, count in sorted(kinds.items()))
+    listed = listed or ("files that nothing names any more" if done.freed_bytes else "nothing")
     err.line(
         f"{'would remove' if dry_run else 'removed'} {listed}: {size(done.freed_bytes)}; {size(done.kept_bytes)} stay"
     )
     if done.in_use:
-        err.line(f"{counted(done.in_use, 'thing')} beyond the limit stay because a run uses them")
+        stays = "stays because a run uses it" if done.in_use == 1 else "stay because a run uses them"
+        err.line(f"{counted(done.in_use, 'thing')} beyond the limit {stays}")
     if keep_bytes is None and keep_days is None:
         err.line("leftovers only; --keep-bytes or --keep-days removes more")
     return ExitCode.OK

@@ -51,6 +51,7 @@ def sources(command: F) -> F:
             "--base-registry",
             metavar="HOST[/PATH]",
             envvar="ENGINEFARM_BASE_REGISTRY",
+            show_envvar=True,
             help="Registry that stands for those of the base images.",
         ),
         click.option(
@@ -59,6 +60,7 @@ def sources(command: F) -> F:
             default=Choice.AUTO.value,
             show_default=True,
             envvar="ENGINEFARM_BASE",
+            show_envvar=True,
             help="Base by digest, or one made from the distribution's packages.",
         ),
     ):
@@ -185,9 +187,7 @@ def size(*, name: str, variant: str | None, check: bool, as_json: bool, folder: 
     The exit code of --check is 4 when it is above the budget in stack.toml.
     """
     project = options.locate_project(folder)
-    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.find(stack), stack))
-    if record is None:
-        raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {name} is not built")
+    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.built(stack), stack))
     if as_json:
         options.print_json(record_json(record, stack))
     else:
@@ -210,9 +210,7 @@ def sbom(*, name: str, variant: str | None, provenance: bool, folder: Path | Non
     As CycloneDX JSON; or its SLSA provenance.
     """
     project = options.locate_project(folder)
-    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.find(stack), stack))
-    if record is None:
-        raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {name} is not built")
+    record, stack = with_builder(project, name, variant, None, lambda builder, stack: (builder.built(stack), stack))
     bases = load_bases(project.images)
     options.print_json(
         provenance_statement(record, stack, bases) if provenance else bill_of_materials(record, stack, bases)
@@ -263,9 +261,7 @@ def unpack(*, names: tuple[str, ...], target: Path, variant: str | None, record_
     project = options.locate_project(folder)
 
     def take(builder: ImageBuilder, stack: Stack) -> tuple[ImageRecord, Path]:
-        record = builder.find(stack)
-        if record is None:
-            raise EnginefarmError(Reason.IMAGE_MISSING, f"the image of stack {stack.name} is not built")
+        record = builder.built(stack)
         if record_only:
             return record, save_record(record, target)
         return record, unpack_image(builder.engine, stack, record, target, builder.cancel, builder.listen)
@@ -277,7 +273,7 @@ def unpack(*, names: tuple[str, ...], target: Path, variant: str | None, record_
 
 
 @command.command("bootstrap-base")
-@click.argument("name", metavar="BASE", required=False)
+@click.argument("name", metavar="[BASE]", required=False)
 @options.project
 def bootstrap_base(*, name: str | None, folder: Path | None) -> int:
     """Make stand-ins for base images.
@@ -318,6 +314,8 @@ def ls(*, since: str | None, as_json: bool, folder: Path | None) -> int:
         found += [(each, newest_fitting(each, bases, here)) for each in variants]
     if as_json:
         options.print_json(listed_json(found))
+    elif not found:
+        options.stderr().line(f"no stack has changed since {since}" if since else f"{project.images} has no stack")
     else:
         out = options.stdout()
         options.print_lines(listed_lines(found, out.width, out.paint))

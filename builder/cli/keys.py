@@ -14,9 +14,7 @@ from builder.keys import KeyPair
 from builder.project import find_home
 from builder.report.keys import key_json, key_rows, policy_lines
 
-_days = click.option(
-    "--days", type=click.IntRange(1, 36500), metavar="N", help="Let it expire after N days [default: never]."
-)
+_DAYS = click.IntRange(1, 36500)
 _passphrase = click.option("--passphrase", "covered", is_flag=True, help="Encrypt the private key.")
 
 
@@ -31,7 +29,7 @@ def command() -> None:
 
 @command.command("generate")
 @click.argument("name")
-@_days
+@click.option("--days", type=_DAYS, metavar="N", help="Let it expire after N days [default: never].")
 @_passphrase
 @options.as_json
 def generate(*, name: str, days: int | None, covered: bool, as_json: bool) -> None:
@@ -45,14 +43,13 @@ def generate(*, name: str, days: int | None, covered: bool, as_json: bool) -> No
 
 @command.command("rotate")
 @click.argument("name")
-@_days
+@click.option("--days", type=_DAYS, metavar="N", help="Let it expire after N days [default: as many as the older].")
 @_passphrase
 @options.as_json
 def rotate(*, name: str, days: int | None, covered: bool, as_json: bool) -> None:
     """Make a new key of a name, which signs from now on.
 
-    The older one stays until it is revoked: policies name both while engines are signed anew. Without --days the new
-    one lives as long as the older did.
+    The older one stays until it is revoked: policies name both while engines are signed anew.
     """
     now = datetime.now(tz=timezone.utc)
     _show(keys.rotate_key(find_home(), name, now, _end(now, days), _new_passphrase(covered=covered)), as_json=as_json)

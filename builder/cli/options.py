@@ -31,7 +31,7 @@ project = click.option(
     "--project",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder with recipes/ and images/ [default: found from here upwards].",
+    help="Folder with recipes/ and images/ [default: $ENGINEFARM_PROJECT, else found from here upwards].",
 )
 lock = click.option("--lock", metavar="VERSION", help="Take a stack's other lock, such as 8.6.0 of trt8.6-cuda12.0.")
 compat = click.option(

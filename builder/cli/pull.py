@@ -51,7 +51,8 @@ if TYPE_CHECKING:
               help="Write the engine here, not where applications find it by name.")  # fmt: skip
 @click.option("--or-build", is_flag=True, help="Build one here where none fits.")
 @click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", help="With --or-build: what runs the stages.")  # fmt: skip
+              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
+              help="With --or-build: what runs the stages.")  # fmt: skip
 @click.option("--plain-http", is_flag=True, help="Talk without TLS to another machine.")
 @options.as_json
 @options.project

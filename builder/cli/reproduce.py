@@ -28,7 +28,8 @@ from builder.runner import Settings
 @click.option("--keep", "--keep-work", "keep_work", is_flag=True,
               help="Keep the folders of all stages, and containers that failed.")  # fmt: skip
 @click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", help="What runs the stages of an engine of an image.")  # fmt: skip
+              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
+              help="What runs the stages of an engine of an image.")  # fmt: skip
 @options.as_json
 @options.project
 def command(  # noqa: PLR0913 - one parameter per option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def make_signer(asked: SignerOptions, home: Home, now: datetime, err: Terminal) 
         return None
     path = signers.key_file(home, asked.key)
     if open_to_others(path):
-        err.line(f"{path} can be read by others than its owner: chmod 600 {path}")
+        err.line(f"{path} can be read by others than its owner: chmod 600 {shlex.quote(str(path))}")
     if asked.certificate is not None:
         return signers.CertificateSigner(key=path, certificate=asked.certificate, chain=asked.chain)
     return signers.own_signer(home, asked.key, passphrase(path), now)

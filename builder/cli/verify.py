@@ -23,7 +23,8 @@ from builder.verify_engine import verify_engine
 @click.option("--keep", "--keep-work", "keep_work", is_flag=True,
               help="Keep the folders of all stages, and containers that failed.")  # fmt: skip
 @click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", help="What runs the stages; auto: as the engine was built.")  # fmt: skip
+              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
+              help="What runs the stages; auto: as the engine was built.")  # fmt: skip
 @options.as_json
 @options.project
 def command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from builder.candidates import is_rtx
 from builder.manifest import Manifest
 from builder.report.table import Cell, Column, Paint, table
 from builder.report.units import duration, figure, short, size
@@ -100,7 +101,7 @@ def engine_page(entry: Entry, manifest: Manifest, width: int, paint: Paint) -> l
             ("refit from", ", ".join(f"{one.file}  {size(one.size)}" for one in manifest.engine.weights)),
             ("key", entry.key),
             ("for", f"{manifest.target.name}: SM {', '.join(manifest.target.sms)}"),
-            ("loads under", f"TensorRT {manifest.stack.tensorrt}, CUDA {manifest.stack.cuda} ({manifest.stack.name})"),
+            ("loads under", _loader(manifest)),
             ("weights", f"{manifest.recipe.weights}, {manifest.recipe.licence}"),
             ("precision", f"asked {precision.requested}, realised {precision.realised}; {compute}"),
             ("proof", _proof(manifest)),
@@ -139,6 +140,12 @@ def _fields(rows: Sequence[tuple[str, str]], paint: Paint) -> list[str]:
 
 def _basis(basis: str) -> str:
     return "multiply-adds" if basis == "macs" else "compute layers"
+
+
+def _loader(manifest: Manifest) -> str:
+    stack = manifest.stack
+    family = "TensorRT-RTX" if is_rtx(stack.name, stack.tensorrt) else "TensorRT"
+    return f"{family} {stack.tensorrt}, CUDA {stack.cuda} ({stack.name})"
 
 
 def _proof(manifest: Manifest) -> str:

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import stat
 import tempfile
 from contextlib import contextmanager
@@ -254,7 +255,7 @@ def _refuse_untrusted(folder: str, trust: Optional[str]) -> None:
         path = os.path.join(folder, name)
         if os.stat(path).st_mode & stat.S_IWOTH:
             what = f"{path} can be changed by every user, so it is nobody's"
-            raise EngineRefused("unsigned", what, fix=f"chmod o-w {path}")
+            raise EngineRefused("unsigned", what, fix=f"chmod o-w {shlex.quote(path)}")
 
 
 def _compare(record: Dict[str, Any], field: str, actual: str, path: str) -> None:

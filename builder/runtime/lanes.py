@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 # CUDA's default streams: 0 and 1 are the old one, 2 the one per thread. TensorRT waits for the GPU before and after a
 # run on one of them.
 LAST_DEFAULT = 2
-# of one lane: graphs, each with a context of its own; calls remembered to see whether one comes again; sets of outputs
-GRAPHS, SEEN, OUTPUTS = 4, 32, 16
+# of one lane: graphs, each with a context of its own; calls remembered to see whether one comes again; sets of outputs;
+# streams whose memory is kept
+GRAPHS, SEEN, OUTPUTS, POOLS = 4, 32, 16, 4
 FRESH, OWN = -1, -2
 
 
@@ -57,7 +58,7 @@ class Lane:
         self.stream = self._driver.stream()
         self._events = (self._driver.untimed_event(), self._driver.untimed_event())
         self._done = self._driver.untimed_event()
-        self.blocks = Blocks(self._driver)
+        self._pools: OrderedDict[int, Blocks] = OrderedDict()
         self.staging = [Staging(self._driver) for _ in loaded.names]
         self._kept: OrderedDict[Tuple[object, Tuple[Shape, ...]], Outputs] = OrderedDict()
         self._captured: OrderedDict[Tuple[Tuple[Shape, ...], Addresses], Captured] = OrderedDict()
@@ -117,10 +118,17 @@ class Lane:
             # the application captured a call in a graph of its own: the event belongs to that now
             self._driver.synchronize()
 
-    def leave_stream(self) -> None:
-        """Be ready for another stream: outputs that were kept belong to the one before."""
-        self.finish()
-        self._kept.clear()
+    def serve(self, stream: int) -> None:
+        """Be there for a stream: outputs that are kept, and memory that is used again, belong to one stream."""
+        if self.serves not in (FRESH, stream):
+            self.finish()
+            self._kept.clear()
+        self.serves = stream
+        # the application may still read, on that other stream, what it has let go already
+        self.blocks = self._pools.pop(stream) if stream in self._pools else Blocks(self._driver)
+        self._pools[stream] = self.blocks
+        while len(self._pools) > POOLS:
+            self._pools.popitem(last=False)[1].close()
 
     def wait_for(self, other: int, stream: int) -> None:
         """Let what comes on a stream wait for what is on another one."""
@@ -145,7 +153,8 @@ class Lane:
         del self.context
         for staging in self.staging:
             staging.close()
-        self.blocks.close()
+        for blocks in self._pools.values():
+            blocks.close()
         self._driver.destroy(streams=(self.stream,), events=(*self._events, self._done))
 
     def _run(self, plan: Plan, addresses: Addresses, stream: int) -> None:
@@ -211,7 +220,8 @@ class Lanes:
             EngineRefused: out-of-memory or engine-invalid.
 
         """
-        self._loaded, self._limit, self._graphs = loaded, limit, graphs
+        self._loaded, self._graphs = loaded, graphs
+        self._limit = limit if loaded.shares_profiles else 1
         self._guard = threading.Lock()
         self._all: List[Lane] = [Lane(loaded, graphs=graphs)]
         self._of_stream: Dict[int, Lane] = {}
@@ -259,9 +269,14 @@ class Lanes:
                 return known
             if not self._all:
                 raise EngineRefused("run-failed", "the engine is closed", fix="call it before close()")
-            lane = self._fresh() or self._new() or self._steal(stream)
+            lane = self._fresh() or self._new() or self._steal()
             self._forget(lane)
-            lane.serves = stream
+            try:
+                lane.serve(stream)
+            except StageFailure:
+                # a lane that stays locked holds everybody up
+                lane.lock.release()
+                raise
             if stream == OWN:
                 self._own.append(lane)
             else:
@@ -289,7 +304,7 @@ class Lanes:
         self._all.append(lane)
         return lane
 
-    def _steal(self, stream: int) -> Lane:
+    def _steal(self) -> Lane:
         """Take the lane that was assigned first and is free; where none is, wait for one."""
         lane = next((one for one in self._all if one.lock.acquire(blocking=False)), None)
         if lane is None:
@@ -297,8 +312,6 @@ class Lanes:
             lane.lock.acquire()
         self._all.remove(lane)
         self._all.append(lane)
-        if lane.serves != stream:
-            lane.leave_stream()
         return lane
 
     def _forget(self, lane: Lane) -> None:

@@ -48,8 +48,9 @@ class Loaded:
         self.signature = read_signature(trt, self._engine)
         self.names = [tensor.name for tensor in (*self.signature.inputs, *self.signature.outputs)]
         self.plans: Dict[Tuple[Shape, ...], Plan] = {}
-        # whether several contexts may be used, as far as is known
-        self.shares_profiles = True
+        # whether several contexts may be used, as far as is known. A further one may take a shape profile that the
+        # first has left for another, and the first does not get it back
+        self.shares_profiles = len(self.signature.profiles) == 1 or not str(trt.__version__).startswith("8.")
 
     def context(self) -> Context:
         """Make an execution context, which has memory of its own on the GPU.

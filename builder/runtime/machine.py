@@ -104,7 +104,7 @@ def check_gpu(checked: Checked, device: Device) -> None:
     if wide and _numbers(device.sm) >= AMPERE:
         return
     what = f"the engine is for SM {', '.join(facts.sms)}, {device.name} is SM {device.sm}"
-    raise EngineRefused("sm-mismatch", what, fix="use the engine of this GPU")
+    raise EngineRefused("sm-mismatch", what, fix="use the engine of this GPU, or another GPU by device=")
 
 
 def _runs_later(built: Tuple[int, ...], here: Tuple[int, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
@@ -54,13 +55,12 @@ def load(  # noqa: PLR0913  # each is a choice of the application's, by name
 
     Raises:
         EngineRefused: without a fallback, why the engine cannot be used.
-        ValueError: an argument says nothing that there is.
+        TypeError, ValueError: an argument says nothing that there is.
 
     """
     if trust not in {None, LOCAL}:
         raise ValueError(f'trust is None or "{LOCAL}", not {trust!r}')
-    if max_contexts < 1:
-        raise ValueError(f"max_contexts is at least 1, not {max_contexts}")
+    device, max_contexts = _count("device", device, 0), _count("max_contexts", max_contexts, 1)
     if on_call is not None and not callable(on_call):
         raise TypeError(f"on_call is a callable, not {type(on_call).__name__}")
     settings = Settings(cuda_graphs, reuse_outputs, max_contexts, on_call)
@@ -75,6 +75,16 @@ def load(  # noqa: PLR0913  # each is a choice of the application's, by name
             raise
         return Engine(settings, answer, refused.again())
     return engine
+
+
+def _count(name: str, given: Any, least: int) -> int:
+    try:
+        count = operator.index(given)
+    except TypeError:
+        raise TypeError(f"{name} is a number such as {least}, not {given!r}") from None
+    if count < least:
+        raise ValueError(f"{name} is at least {least}, not {count}")
+    return count
 
 
 def _read(model: str, trust: Optional[str], *, allow_untrusted: bool) -> Checked:

@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from . import blame, suggest
 from .emulate import emulated
-from .graph import PROTOBUF_LIMIT_BYTES, load, name_nodes
+from .graph import PROTOBUF_LIMIT_BYTES, describe, load, name_nodes
 from .inputs import Case, cases, make_all, outside_cases, static_outside_cases
 from .metrics import breaches, compare, headroom, limits_of
 from .protocol import Outcome, StageFailure, did_you_mean
@@ -118,6 +118,8 @@ class Verification:
             with np.load(job.inputs["reference"], allow_pickle=False) as archive:
                 self.recorded = dict(archive)
         threads = job.params.get("threads")
+        if self.recorded is None:
+            _require_types(job.params["inputs"], lowered)
         self.source = session(_named(job.inputs["model"]), threads) if self.recorded is None else None
         self.outputs = candidate.outputs
         for name in self.tolerance["outputs"]:
@@ -348,12 +350,21 @@ def _takes(profile: dict[str, Any], case: Case) -> bool:
     )
 
 
+def _require_types(specs: dict[str, Any], lowered: onnx.ModelProto) -> None:
+    # lowering keeps the types of inputs and outputs; a cast would hide that the recipe speaks of another input
+    for given in map(describe, lowered.graph.input):
+        said = specs[given.name]["dtype"] if given.name in specs else given.dtype
+        if said != given.dtype:
+            what = f"input {given.name} is {given.dtype} in the graph, the recipe says {said}"
+            raise StageFailure("input-invalid", what, fix=f"dtype: {given.dtype} under inputs.{given.name}")
+
+
 def _cannot_take(case: Case, error: Exception) -> StageFailure:
     return StageFailure(
         "profile-invalid",
         f"the graph cannot take {_shapes(case)} ({case.point} of shape profile {case.profile})",
         why=str(error).strip()[:1000],
-        fix="change the shape profile to what the graph allows",
+        fix="change the shape profile, or the values of the inputs, to what the graph allows",
     )
 
 

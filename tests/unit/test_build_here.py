@@ -48,15 +48,17 @@ def test_the_job_that_fits_best(wanted: Machine, stack: str, precision: str) -> 
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    ("wanted", "why"),
     [
-        machine(gpus=(GpuFacts(name="Old", sm="5.2", memory_bytes=1),)),
-        machine(gpus=()),
-        machine(tensorrt_rtx="1.0.0.1"),
+        (machine(gpus=(GpuFacts(name="Old", sm="5.2", memory_bytes=1),)), "no target has SM 5.2 (Old)"),
+        (machine(gpus=()), "it has no NVIDIA GPU"),
+        (machine(tensorrt_rtx="1.0.0.1"), "EF-211 was built by TensorRT-RTX"),
     ],
 )
-def test_a_machine_that_nothing_can_be_built_for(wanted: Machine) -> None:
-    assert refusal(lambda: choose_job(RECIPE, wanted, Project(root=ROOT))).reason is Reason.NO_ENGINE_FITS
+def test_a_machine_that_nothing_can_be_built_for(wanted: Machine, why: str) -> None:
+    error = refusal(lambda: choose_job(RECIPE, wanted, Project(root=ROOT)))
+    assert error.reason is Reason.NO_ENGINE_FITS
+    assert why in (error.why or "")
 
 
 def test_a_recipe_that_is_not_there() -> None:

@@ -15,6 +15,7 @@ from builder.cli import main
 from builder.compat import Fit, Wish
 from builder.errors import ExitCode, Reason
 from builder.facts_file import facts_json, load_facts
+from builder.machine import GpuFacts
 from builder.report.fitness import fitness_lines, machine_line
 from builder.store import Store
 from tests.artifacts import blob, overwrite, refusal
@@ -94,6 +95,23 @@ def test_the_newest_engine_of_a_job_counts(store: Store) -> None:
     assert len(find_subjects(store, [])) == 4
 
 
+def test_engines_of_one_job_for_several_gpus_and_releases_are_all_judged(store: Store) -> None:
+    # what a home has that machines share, and a stack with a sibling lock
+    h100 = GpuFacts(name="NVIDIA H100 PCIe", sm="9.0", memory_bytes=80 << 30)
+    kin = [
+        Built(sm="9.0", device=h100.name),
+        Built(sm="9.0", device=h100.name, tensorrt="10.9.0.43"),
+        Built(sm="9.0", device="NVIDIA H200"),
+    ]
+    first, _, other = (one.add(store) for one in kin)
+    for asked in (find_model(store, "yolo"), find_subjects(store, [kin[0].job])):
+        checked = check(asked, machine(h100), Wish(), ())
+        assert [one.subject.entry for one in checked if one.verdict.fits] == [first, other]
+        assert checked[0].verdict.fit is Fit.EXACT_DEVICE
+    (newest,) = check(find_subjects(store, [kin[0].job]), machine(h100), Wish(tensorrt="10.9.0.43"), ())[:1]
+    assert newest.verdict.fit is Fit.EXACT_DEVICE
+
+
 def test_the_store_on_the_machine_of_its_engines(store: Store) -> None:
     checked = check(find_subjects(store, []), machine(), Wish(), ())
     assert [(one.subject.name, one.verdict.fit) for one in checked] == [
@@ -119,6 +137,14 @@ def test_a_head_that_says_otherwise(head: bytes, text: str, store: Store) -> Non
     assert codes(one) == ["EF-716"]
     assert one.verdict.refusals[0].text.startswith(text)
     assert one.verdict.gpu is None
+
+
+def test_an_engine_whose_file_is_gone(store: Store) -> None:
+    entry = store.entries("engine")[0]
+    blob(store, store.files(entry)[ENGINE].digest).unlink()
+    assert refusal(lambda: names(store, entry.name)).reason is Reason.STORE_CORRUPT
+    checked = {one.subject.name: one for one in check(find_subjects(store, []), machine(), Wish(), ())}
+    assert codes(checked[entry.name]) == ["EF-501"]
 
 
 def test_a_damaged_entry_is_one_of_the_rows(store: Store) -> None:

@@ -106,6 +106,15 @@ def test_an_engine_that_fits_is_used_again(farm: Farm) -> None:
     ]
 
 
+def test_a_home_that_may_only_be_read_has_engines_all_the_same(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise EnginefarmError(Reason.STORE_READ_ONLY, "sessions/yolo.json cannot be written")
+
+    monkeypatch.setattr("builder.ensure.save_session", refuse)
+    assert farm.one().action is Action.REUSED
+    assert farm.told[-1].startswith("yolo: note: EF-306 sessions/yolo.json cannot be written")
+
+
 def test_a_t4_becomes_an_a100(farm: Farm) -> None:
     farm.one()
     farm.facts, farm.auto = AN_A100, True
@@ -225,6 +234,8 @@ def test_a_damaged_engine_is_made_again(farm: Farm) -> None:
     farm.auto, farm.buildable = True, ON_T4
     assert farm.one().action is Action.BUILT
     assert list((farm.home.store / "quarantine").iterdir())
+    assert f"{ON_T4.recipe}: {ON_T4.job} was damaged and is set aside" in farm.told
+    assert not any("does not fit" in line for line in farm.told)
 
 
 def test_what_was_built_may_not_fit_either(farm: Farm) -> None:

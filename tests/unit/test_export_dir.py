@@ -101,12 +101,16 @@ def test_file_in_place_of_the_folder(store: Store, tmp_path: Path, below: str) -
     assert caught.value.reason is Reason.PATH_OCCUPIED
 
 
-def test_damaged_engine_never_comes_out(store: Store, tmp_path: Path) -> None:
-    """Digests are checked on the way, and nothing half-made stays."""
+@pytest.mark.parametrize("gone", [False, True])
+def test_damaged_engine_never_comes_out(store: Store, tmp_path: Path, gone: bool) -> None:
+    """Digests are checked on the way, and nothing half-made stays. What is set aside takes files from its kin."""
     (entry,) = choose_engines(store, ("tiny-*",))
     blob = store.files(entry)[ENGINE].path
     blob.chmod(0o644)
-    blob.write_bytes(b"x" * 100)
+    if gone:
+        blob.unlink()
+    else:
+        blob.write_bytes(b"x" * 100)
     with pytest.raises(EnginefarmError) as caught:
         export_engine(store, entry, tmp_path / "out")
     assert caught.value.reason is Reason.STORE_CORRUPT

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pynvml
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from builder import facts, gpu, host
 from builder.errors import EnginefarmError, ErrorGroup, Reason
 from builder.facts import Facts, GpuFacts, facts_json, load_facts, read_facts
+from builder.facts_file import write_facts
 from tests.artifacts import refusal
 from tests.nvml import FIRST, GIB, FakeNvml, in_place, sliced, two
 
@@ -141,6 +144,28 @@ def test_a_file_of_facts_is_read_back(tmp_path: Path) -> None:
     assert load_facts(path) == FULL
 
 
+def test_a_full_disk_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "facts.json"
+    write_facts(path, Facts(os="linux", architecture="amd64"))
+    before = path.read_bytes()
+
+    def full(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert refusal(lambda: write_facts(path, FULL)).reason is Reason.DISK_FULL
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_facts_go_where_a_link_leads(tmp_path: Path) -> None:
+    """As root, /dev/stdout could be replaced by a file."""
+    (tmp_path / "link").symlink_to(tmp_path / "facts.json")
+    write_facts(tmp_path / "link", FULL)
+    assert (tmp_path / "link").is_symlink()
+    assert load_facts(tmp_path / "facts.json") == FULL
+
+
 def test_facts_may_be_left_out(tmp_path: Path) -> None:
     path = tmp_path / "facts.json"
     path.write_text('{"os": "linux", "architecture": "amd64"}', encoding="utf-8")
@@ -159,7 +184,7 @@ def test_malformed_json_is_placed(tmp_path: Path) -> None:
     assert wrong(tmp_path, '{\n  "os": linux\n}').where == f"{tmp_path}/facts.json:2"
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b" " * (2 << 20)])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b" " * (2 << 20), b"9" * 5000])
 def test_what_is_no_json(content: bytes, tmp_path: Path) -> None:
     assert wrong(tmp_path, content).where == f"{tmp_path}/facts.json"
 

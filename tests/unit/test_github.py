@@ -37,3 +37,11 @@ def test_summary_is_appended(tmp_path: Path) -> None:
     add_summary({"GITHUB_STEP_SUMMARY": str(path)}, ["one"])
     add_summary({"GITHUB_STEP_SUMMARY": str(path)}, ["two"])
     assert path.read_text(encoding="utf-8") == "one\ntwo\n"
+
+
+def test_summary_that_cannot_be_written_fails_no_build(tmp_path: Path) -> None:
+    """The engines are there; the table is only for people, and they may have odd file names."""
+    add_summary({"GITHUB_STEP_SUMMARY": str(tmp_path / "none" / "summary.md")}, ["lost"])
+    path = tmp_path / "summary.md"
+    add_summary({"GITHUB_STEP_SUMMARY": str(path)}, ["caf\udce9"])
+    assert path.read_text(encoding="utf-8") == "caf\\udce9\n"

@@ -59,3 +59,9 @@ def test_free_disk_of_a_folder_that_is_yet_to_be_made(tmp_path: Path) -> None:
 
 def test_description_names_no_host() -> None:
     assert set(host.description()) == {"machine", "system", "python"}
+
+
+def test_a_folder_to_be_made_is_as_writable_as_where_it_would_be(tmp_path: Path) -> None:
+    assert host.is_writable(tmp_path / "home" / "of" / "mine")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert not host.is_writable(tmp_path / "file")

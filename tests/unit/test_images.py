@@ -69,3 +69,10 @@ def test_a_stop_while_asking_is_no_missing_tool(tmp_path: Path, monkeypatch: pyt
 def test_with_buildx_the_parts_are_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LookupError):
         farm(tmp_path, monkeypatch, 0).build(STACK)
+
+
+def test_image_that_is_missing_names_the_command_with_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other: Any = SimpleNamespace(name="trt8.6-cuda12.0", variant="8.6.0")
+    error = refusal(lambda: farm(tmp_path, monkeypatch, 0).built(other))
+    assert error.reason is Reason.IMAGE_MISSING
+    assert error.fix == "`enginefarm images build trt8.6-cuda12.0 --lock 8.6.0`"

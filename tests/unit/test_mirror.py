@@ -165,3 +165,20 @@ def test_a_bomb_is_not_copied(gap: Gap, monkeypatch: pytest.MonkeyPatch, attache
     monkeypatch.undo()
     gap(max_bytes=limit + 100)
     assert blobs(gap.there) == blobs(gap.here)
+
+
+def test_a_tag_of_something_else_is_told_from_one_that_is_not_there(gap: Gap, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = publish(gap.here, [parcel()])
+    content, _ = gap.here.manifest(made.artifacts[0], BOTH) or (b"", {})
+    gap.here.put_manifest("engine", content, oci.MANIFEST_TYPE)
+    read = ModelFolder.manifest
+
+    def as_registries_do(
+        self: ModelFolder, reference: str, accept: tuple[str, ...]
+    ) -> tuple[bytes, oci.Document] | None:
+        found = read(self, reference, BOTH)
+        return found if found is not None and found[1]["mediaType"] in accept else None
+
+    monkeypatch.setattr(ModelFolder, "manifest", as_registries_do)
+    assert gap.refused(":engine").reason is Reason.ARTIFACT_INVALID
+    assert gap.refused(":none").reason is Reason.ARTIFACT_MISSING

@@ -13,7 +13,7 @@ import pytest
 from builder.errors import EnginefarmError, Reason
 from builder.plan import Catalogue, Plan, make_plan, require_jobs, select_jobs, select_recipes
 from builder.recipe import Recipe
-from builder.stacks import Stack, build_stacks, load_stacks
+from builder.stacks import Stack, load_stacks
 from builder.targets import choose_targets, load_precision_floors, load_targets, sm_number
 from tests.unit.test_key import RECIPE, stack
 
@@ -353,33 +353,6 @@ def test_a_job_misspelt_names_the_nearest() -> None:
     assert "did you mean 'vocos-fp16-rtx-sm89'?" in (caught.value.fix or "")
 
 
-def test_int8_is_planned_where_there_are_calibrators() -> None:
-    stacks = build_stacks(load_stacks(IMAGES))
-    made = plan("hopper", recipes={"model": recipe(precisions=precisions("int8"))}, stacks=tuple(stacks.values()))
-    # those of TensorRT 8 and 10, but for the board, which is no Hopper
-    having = {name for name, one in stacks.items() if one.build.family in {"trt8", "trt10"} and "9.0" in one.build.sms}
-    assert {job.stack for job in made.jobs} == having
-    assert {"trt8.6-cuda12.0", "trt10.9-cuda12.8"} <= having
-    refused = {refusal.stack: refusal for refusal in made.refusals}
-    assert set(refused) == stacks.keys() - having
-    gone = "it is gone since TensorRT 11.0, this is 11.3.0.99"
-    assert refused["trt11.3-cuda13.4"].what == f"stack trt11.3-cuda13.4 has no int8 (int8_calibrators: {gone})"
-    assert "(int8_calibrators: TensorRT-RTX has none)" in refused["trtrtx1.7-cuda13"].what
-    for name in ("trt11.3-cuda13.4", "trtrtx1.7-cuda13"):
-        assert refused[name].reason is Reason.PRECISION_UNSUPPORTED
-        assert all(other in refused[name].fix for other in having)
-
-
-def test_int8_is_not_planned_with_what_wants_a_strongly_typed_network() -> None:
-    ten = load_stacks(IMAGES)["trt10.9-cuda12.8"]
-    both = {"model": recipe(precisions=precisions("int8", "fp16"), build={"weight_streaming": True})}
-    made = plan("hopper", recipes=both, stacks=(ten,))
-    assert [job.precision for job in made.jobs] == ["fp16"]
-    (refusal,) = made.refusals
-    assert (refusal.precision, refusal.reason) == ("int8", Reason.OPTION_UNSUPPORTED)
-    assert refusal.what.startswith("weight_streaming wants a strongly typed network")
-
-
 def test_a_precision_that_only_the_stack_lacks_has_no_release_to_blame() -> None:
     made = plan(
         "ampere",
@@ -390,9 +363,9 @@ def test_a_precision_that_only_the_stack_lacks_has_no_release_to_blame() -> None
     assert made.refusals[0].fix == "stacks that have it: none; this one has fp16"
 
 
-def test_int8_begins_with_turing() -> None:
-    floors = load_precision_floors()
-    assert floors["int8"] == (7, 5)
-    on = stack(**RTX | {"precisions": ["int8"]})
-    made = plan("turing", recipes={"model": recipe(precisions=precisions("int8"))}, stacks=(on,))
-    assert [job.id for job in made.jobs] == ["model-int8-rtx-sm75"]
+def test_what_else_is_refused_is_told_beside_the_error() -> None:
+    limited = recipe(precisions=precisions("fp32", "bf16", targets=["ampere"]))
+    with pytest.raises(EnginefarmError) as caught:
+        require_jobs(plan("turing", recipes={"model": limited}))
+    assert caught.value.what == "recipe model does not list target turing for fp32"
+    assert caught.value.why == "refused as well:\n  recipe model does not list target turing for bf16"

@@ -205,6 +205,8 @@ def test_policy_that_everybody_may_change_decides_nothing(folder: Path) -> None:
     path = written(folder, "")
     path.chmod(0o666)
     assert "everybody may write to it (mode 666)" in str(refusal(lambda: load_policy(path)))
+    spaced = path.rename(folder / "my policy.toml")
+    assert refusal(lambda: load_policy(spaced)).fix == f"chmod o-w '{spaced}'"
 
 
 @pytest.mark.parametrize("name", ["alice.pub", "ca.pem"])

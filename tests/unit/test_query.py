@@ -99,7 +99,7 @@ def test_key_documents_come_from_the_store_or_a_file(store: Store, tmp_path: Pat
     assert filed.proof is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"kind": "engine"}), '"text"'])
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"kind": "engine"}), '"text"', "[" * 100_000], ids=range(5))
 def test_file_that_is_no_key_document(tmp_path: Path, content: str) -> None:
     """Other files are refused with their place."""
     path = tmp_path / "other.json"

@@ -111,6 +111,37 @@ def test_broken_connections_show_no_password_either() -> None:
     assert shown("https://me:secret@there/a?b=secret") == "https://there/a"
 
 
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (requests.exceptions.SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed"), "REQUESTS_CA_BUNDLE"),
+        (OSError("Could not find a suitable TLS CA certificate bundle, invalid path: /none"), "REQUESTS_CA_BUNDLE"),
+        (requests.exceptions.SSLError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), "--plain-http"),
+        (requests.exceptions.SSLError("[SSL] record layer failure"), "--plain-http"),
+        (requests.exceptions.InvalidURL("no port 99999"), "check name"),
+    ],
+)
+def test_what_helps_where_there_is_no_tls(error: Exception, fix: str) -> None:
+    told = as_passing(error, "https://there/v2/")
+    assert isinstance(told, EnginefarmError)
+    assert fix in (told.fix or "")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_credential_helper_that_is_not_installed(
+    far: Registry, fake: FakeRegistry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What many have whose home is mounted into a container; a registry that asks for nothing needs no log-in."""
+    (tmp_path / "config.json").write_text('{"credsStore": "not-installed"}', encoding="utf-8")
+    assert far.manifest("latest", ACCEPT) is None
+    fake.rules.append(ask_token)
+    error = refusal(lambda: Registry(FAR, NAME, cancel=threading.Event(), listen=print).manifest("latest", ACCEPT))
+    assert error.reason is Reason.REGISTRY_REFUSED
+    assert "docker-credential-not-installed" in (error.why or "")
+    assert "config.json" in (error.fix or "")
+    assert capsys.readouterr() == ("", "")
+
+
 def test_the_log_in_is_not_for_those_that_we_are_sent_to(far: Registry, fake: FakeRegistry) -> None:
     challenge = {"Www-Authenticate": 'Bearer realm="https://thief.example/token",service="s",scope="x"'}
     fake.rules.append(lambda asked: Said(status=401, headers=challenge) if asked.host == "storage.example" else None)

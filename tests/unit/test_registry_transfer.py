@@ -252,6 +252,14 @@ def test_a_small_upload_begins_anew_as_a_whole(registry: Registry, fake: FakeReg
     assert fake.blobs[NAME, oci.digest_of(b"small")] == b"small"
 
 
+def test_a_file_that_is_gone_is_no_broken_connection(registry: Registry, fake: FakeRegistry, file: Path) -> None:
+    file.unlink()
+    with pytest.raises(EnginefarmError) as caught:
+        registry.push(file, DIGEST, SIZE)
+    assert caught.value.reason is Reason.STORE_CORRUPT
+    assert fake.blobs == {}
+
+
 @pytest.mark.parametrize(
     "content", [CONTENT[:-1] + bytes([CONTENT[-1] ^ 1]), CONTENT + b"x", CONTENT[:-1]], ids=["other", "more", "less"]
 )

@@ -82,6 +82,48 @@ def test_streams_take_turns_where_profiles_are_not_shared(bench: Bench, options:
         assert engine.refusal is None
 
 
+def test_memory_that_is_used_again_stays_with_its_stream(bench: Bench) -> None:
+    with bench.load() as engine:
+        first = engine(bench.array())
+        place = first.address
+        # what the application has put on its stream may still read it
+        del first
+        held = [engine(bench.array(X * stream, stream=stream)) for stream in (OTHER, OTHER + 1)]
+        assert place not in {one.address for one in held}
+        assert [one.numpy().tolist() for one in held] == [(X * 2 * OTHER).tolist(), (X * 2 * (OTHER + 1)).tolist()]
+        assert engine(bench.array()).address == place
+        before = len(bench.driver.live["memory"])
+        inputs = [bench.array(stream=stream) for stream in range(100, 120)]
+        for array in inputs:
+            engine(array)
+        assert len(bench.driver.live["memory"]) <= before + len(inputs) + 4
+        assert held[0].numpy().tolist() == (X * 2 * OTHER).tolist()
+
+
+def test_a_gpu_that_breaks_while_a_stream_waits_for_another_holds_nobody_up(bench: Bench) -> None:
+    with bench.load(lambda _: "fallback") as engine:
+        engine(bench.array())
+        bench.driver.broken = True
+        for _ in range(2):
+            assert engine(bench.array(stream=OTHER)) == "fallback"
+            assert engine(bench.array()) == "fallback"
+        bench.driver.broken = False
+
+
+@pytest.mark.parametrize("options", [{}, {"cuda_graphs": True}], ids=str)
+def test_a_further_context_takes_no_profile_that_the_first_comes_back_to(
+    options: dict[str, bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ranges = {"narrow": ((1, 4), (2, 4), (2, 4)), "wide": ((3, 4), (8, 4), (8, 4))}
+    bench = make_bench(monkeypatch, tmp_path, profiles=tuple({"x": shapes} for shapes in ranges.values()))
+    wide = np.ones((8, 4), np.float32)
+    calls = [(bench.array(values, stream=stream), values) for values in (wide, X) for stream in (STREAM, OTHER)]
+    with bench.load(max_contexts=4, **options) as engine:
+        for array, values in [*calls, *calls, *[calls[0]] * 3, *calls]:
+            assert engine(array).numpy().tolist() == (values * 2).tolist()
+        assert len(engine._lanes._all) == 1
+
+
 def test_graphs_keep_outputs_apart(bench: Bench) -> None:
     array = bench.array()
     with bench.load(cuda_graphs=True) as engine:

@@ -260,6 +260,7 @@ def test_gpus(
     with pytest.raises(EngineRefused) as refused:
         check_gpu(checked, device)
     assert reason(refused) == "sm-mismatch"
+    assert "device=" in refused.value.fix
 
 
 @pytest.mark.parametrize(
@@ -385,9 +386,15 @@ def test_tensorrts_words(words: str, slug: str) -> None:
     assert loading.load_failure([words], "no").reason == slug
 
 
-@pytest.mark.parametrize("options", [{"trust": "everybody"}, {"max_contexts": 0}])
+@pytest.mark.parametrize("options", [{"trust": "everybody"}, {"max_contexts": 0}, {"device": -1}])
 def test_arguments_that_mean_nothing_are_errors(folder: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"^(trust|max_contexts) is"):
+    with pytest.raises(ValueError, match=r"^(trust|max_contexts|device) is"):
         load(folder, lambda: None, **options)
     with pytest.raises(TypeError, match=r"^on_call is"):
         load(folder, lambda: None, on_call=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"device": "cuda:0"}, {"device": None}, {"max_contexts": "4"}], ids=str)
+def test_numbers_are_numbers(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^(device|max_contexts) is a number"):
+        load(tmp_path, fallback=lambda value: value, **options)

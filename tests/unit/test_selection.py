@@ -40,6 +40,7 @@ def test_names_narrow() -> None:
         (Selection(targets=("amper",)), Reason.TARGET_UNKNOWN),
         (Selection(stacks=("trt",)), Reason.STACK_UNKNOWN),
         (Selection(recipes=("x*",)), Reason.RECIPE_UNKNOWN),
+        (Selection(lock="1.2.3"), Reason.STACK_UNKNOWN),
     ],
 )
 def test_unknown_names(selection: Selection, reason: Reason) -> None:
@@ -48,13 +49,10 @@ def test_unknown_names(selection: Selection, reason: Reason) -> None:
     assert caught.value.reason is reason
 
 
-def test_a_lock_of_a_stack_that_was_not_asked_for_is_refused() -> None:
+def test_lock_that_no_stack_chosen_has_is_not_ignored() -> None:
     with pytest.raises(EnginefarmError) as caught:
         load_catalogue(PROJECT, Selection(lock="8.6.0"))
     assert caught.value.reason is Reason.STACK_UNKNOWN
-    assert caught.value.fix == "add --stack trt8.6-cuda12.0, which has it"
-    both = load_catalogue(PROJECT, Selection(stacks=("trt8.6-cuda12.0", "trt11.3-cuda13.4"), lock="8.6.0"))
-    assert {stack.name: stack.build.tensorrt for stack in both.stacks} == {
-        "trt8.6-cuda12.0": "8.6.0",
-        "trt11.3-cuda13.4": "11.3.0.99",
-    }
+    assert caught.value.fix == "add --stack trt8.6-cuda12.0"
+    catalogue = load_catalogue(PROJECT, Selection(stacks=("trt8.6-cuda12.0", "trtrtx1.7-cuda13"), lock="8.6.0"))
+    assert [stack.build.tensorrt for stack in catalogue.stacks] == ["8.6.0", "1.7.1.116"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 
 import pytest
 
@@ -45,6 +46,13 @@ def test_other_streams_are_plain_and_as_wide_as_needed() -> None:
     assert open_terminal(io.StringIO(), {"COLUMNS": "72"}).width == 72
 
 
+def test_a_stream_that_was_closed_takes_everything() -> None:
+    terminal = open_terminal(None, {})
+    terminal.line("gone")
+    assert not terminal.interactive
+    terminal.stream.close()
+
+
 def test_no_display_where_the_encoding_lacks_its_characters() -> None:
     """An old locale gets plain lines."""
     screen = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
@@ -77,3 +85,13 @@ def test_reader_that_went_away_is_no_error() -> None:
         terminal = open_terminal(stream, {})
         terminal.line("first")
         terminal.line("second")
+
+
+def test_full_disk_silences_what_is_said_but_not_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log on a full disk must not stop a build; a list that was not written must not look complete."""
+    with open("/dev/full", "w", encoding="utf-8") as stream:  # noqa: PTH123 - a device
+        open_terminal(stream, {}).line("said")
+    with open("/dev/full", "w", encoding="utf-8") as stream:  # noqa: PTH123 - a device
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(OSError, match="No space left"):
+            open_terminal(stream, {}).line("data")

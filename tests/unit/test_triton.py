@@ -132,7 +132,6 @@ def test_a_batched_model() -> None:
         ({"inputs": [tensor("x", [1, -1])], "outputs": [tensor("y", [1, -1])]}, 0),
         # an output has no batch
         ({"outputs": [tensor("y", [10])]}, 0),
-        ({"outputs": [tensor("y", [])]}, 0),
         # a batch of one is not taken
         ({"profiles": [profile(x=([2, 3, 32, 32], [4, 3, 32, 32], [8, 3, 32, 32]))]}, 0),
         # two inputs that do not grow alike
@@ -196,6 +195,12 @@ def test_names_are_quoted() -> None:
 def test_an_unknown_type_is_refused() -> None:
     engine = described(outputs=[tensor("y", [-1, 2], "fp8")])
     assert refusal(lambda: repository([engine])).reason is Reason.PRECISION_UNSUPPORTED
+
+
+def test_a_tensor_without_axes_needs_a_batch() -> None:
+    error = refusal(lambda: repository([described(outputs=[tensor("y", [-1, 10]), tensor("rate", [])])]))
+    assert error.reason is Reason.OPTION_UNSUPPORTED
+    assert "rate" in error.what
 
 
 def test_engines_of_several_sms_are_one_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 
 from builder import trust
 from builder.errors import EnginefarmError, Reason
+from builder.keys import generate_key
 from builder.policy_rules import IndexRule, Policy, Rule, TrustedIdentity, Unsigned, Validity
-from builder.signature_bundle import Kind
-from builder.signers import sign_digests
+from builder.project import Home
+from builder.signature_bundle import Kind, read_bundle
+from builder.signers import KeySigner, sign_digests
 from builder.titles import ENGINE, MANIFEST
 from builder.trust import check_index, check_signature, sign_folder, sign_index
 from tests.artifacts import refusal
@@ -84,6 +87,16 @@ def test_strangers_are_refused(signed: Artifact, policy: Policy, text: str) -> N
     error = refused(signed, policy)
     assert error.reason is Reason.SIGNER_UNKNOWN
     assert text in str(error)
+
+
+def test_the_key_of_a_stranger_can_be_found(tmp_path: Path) -> None:
+    """Said is what `sha256sum` prints of the key's file, which is all that a bundle tells of it."""
+    key = generate_key(Home(root=tmp_path), "mallory", NOW, None, None)
+    bundle = sign_digests("tiny-fp16", {ENGINE: "1" * 64}, KeySigner(key=key.private))
+    hint = read_bundle(bundle).hint
+    assert hint == hashlib.sha256(key.public.read_bytes()).hexdigest()
+    error = refused(signed_artifact(tmp_path / "its", "bob"))
+    assert f"a key whose public.pem has the SHA-256 {trusted_key('bob').hint}" in str(error)
 
 
 def other_key(document: Json) -> None:
@@ -195,6 +208,20 @@ def test_certificates_by_their_authority(tmp_path: Path) -> None:
     assert found is not None
     assert (found.signer, found.signed_at) == ("builders", None)
     assert len(found.key_id) == 64
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"named": False}, "it names nobody"), ({"signs": False}, "it has neither digitalSignature")],
+    ids=str,
+)
+def test_a_certificate_that_no_check_would_take_signs_nothing(
+    tmp_path: Path, options: dict[str, Any], why: str
+) -> None:
+    folder, ours = engine_folder(tmp_path / "e"), authority(tmp_path / "ca", **options)
+    error = refusal(lambda: sign_folder(folder, ours.signer))
+    assert error.reason is Reason.POLICY_INVALID
+    assert why in (error.why or "")
 
 
 def certificate_refusal(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,26 @@ def test_the_newest_log_outlives_the_run(home: Home) -> None:
 
 def test_no_log_no_kept_log(home: Home) -> None:
     with Workspace(home, keep=False) as workspace:
-        assert workspace.keep_log(JOB, "build", workspace.folder / "log.txt") is None
+        log = workspace.folder / "log.txt"
+        assert workspace.keep_log(JOB, "build", log) is None
+        log.write_text("older", encoding="utf-8")
+        workspace.keep_log(JOB, "build", log)
+        log.write_text("", encoding="utf-8")
+        assert workspace.keep_log(JOB, "build", log) is None
+        assert list(home.logs.iterdir()) == []
+
+
+def test_log_without_room_hides_no_error(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path, target: Path) -> None:
+        target.write_text("half", encoding="utf-8")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with Workspace(home, keep=False) as workspace:
+        log = workspace.folder / "log.txt"
+        log.write_text("said", encoding="utf-8")
+        assert workspace.keep_log(JOB, "build", log) is None
+    assert list(home.logs.iterdir()) == []
 
 
 def test_a_closed_workspace_has_no_folder(home: Home) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,24 @@ def test_ls_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     of_class, of_engine = json.loads(capsys.readouterr().out)
     assert (of_class["sha256"], of_class["size"], of_class["class"]) == (DIGEST, len(CONTENT), DOCUMENT)
     assert (of_engine["name"], of_engine["kind"], of_engine["class"]) == ("tiny-sm90", "engine", None)
+
+
+def test_export_leaves_links_and_pipes_as_they_are(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "cache")
+    call("export", DIGEST[:6], str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "cache").read_bytes() == CONTENT
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(lambda: call("export", DIGEST[:6], str(tmp_path / "pipe"))).reason is Reason.PATH_OCCUPIED
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_export_all_of_an_empty_store_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path / "none"))
+    call("export-all", str(tmp_path / "out"))
+    assert "holds no timing cache" in capsys.readouterr().err
 
 
 def test_ls_of_an_empty_store(

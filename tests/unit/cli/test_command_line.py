@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -115,6 +117,44 @@ def test_bug_on_a_read_only_home(
     assert main(["ls"]) == 1
     (log,) = tmp_path.glob("*.log")
     assert str(log) in capsys.readouterr().err
+
+
+def test_full_disk_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    failing(OSError(errno.ENOSPC, "No space left on device", "standard output"), monkeypatch)
+    assert main(["ls", "--json"]) == 5
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"]["code"] == "EF-305"
+    assert "standard output was not written" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "{home}/locks/work.lock"), "EF-306"),
+        (OSError(errno.EROFS, "Read-only file system", "{home}/keys/.lock"), "EF-306"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "{home}/keys"), "EF-502"),
+        (PermissionError(errno.EACCES, "Permission denied", "/elsewhere"), None),
+    ],
+)
+def test_home_of_somebody_else_is_no_bug(
+    error: OSError, code: str | None, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after `sudo enginefarm`: the home is root's from then on."""
+    name = str(error.filename).format(home=home)
+    failing(type(error)(error.errno, error.strerror, name), monkeypatch)
+    main(["ls", "--json"])
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["error"].get("code") == code
+    assert name in captured.err
+
+
+def test_started_without_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["ls", "--json"]) == 0
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        assert stream.name == os.devnull
+        stream.close()
 
 
 def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,6 +152,13 @@ def test_run_at_work_is_told_of(home: Home, capsys: pytest.CaptureFixture[str]) 
     assert there(home) == DIGESTS[1:2]
 
 
+def test_what_nothing_names_is_told_of(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    engine(home)
+    (home.store / "blobs" / "sha256" / DIGESTS[0]).write_bytes(b"x" * 2048)
+    assert main(["gc"]) == 0
+    assert "removed files that nothing names any more: " in capsys.readouterr().err
+
+
 def test_empty_home_stays_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENGINEFARM_HOME", str(tmp_path / "none"))
     monkeypatch.setattr("builder.cli.gc.docker_answers", lambda: False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from builder.cli import main
-from builder.schemas import generated_files
+from builder.schemas import generated_files, recipe_page
 
 ROOT = Path(__file__).parents[3]
 PAGES = ["docs/errors.md", "docs/recipe.md"]
@@ -77,3 +77,9 @@ def test_stack_that_cannot_be_read_is_an_error(project: Path, capsys: pytest.Cap
     (project / "images" / "bases.toml").unlink()
     assert main(["schema", "--check"]) == 3
     assert "bases.toml is missing" in capsys.readouterr().err
+
+
+def test_the_page_of_recipes_says_what_numbers_may_be() -> None:
+    page = recipe_page()
+    assert "| `opset` | integer (13 to 23) | `17` |" in page
+    assert "| `seed` | integer (from 0) | `0` |" in page

@@ -67,6 +67,17 @@ def job(model: onnx.ModelProto, lowered: onnx.ModelProto, **changes: Any) -> Job
     return Job("verify", "j", inputs, params | changes)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "float16"])
+def test_another_type_than_the_graph_has_is_a_mistake_of_the_recipe(dtype: str) -> None:
+    """Not of the shape profile, as ONNX Runtime's own refusal was told; and a cast would hide it."""
+    inputs = {"x": {"dtype": dtype, "kind": "uniform", "seed": 0, "low": 1.0, "high": 2.0}}
+    with pytest.raises(StageFailure) as caught:
+        run(job(chain([2.0]), chain([2.0], HALF), inputs=inputs))
+    assert caught.value.reason == "input-invalid"
+    assert caught.value.message == f"input x is float32 in the graph, the recipe says {dtype}"
+    assert caught.value.fix == "dtype: float32 under inputs.x"
+
+
 def test_a_faithful_graph_passes_at_every_shape() -> None:
     data = run(job(chain([2.0]), chain([2.0], HALF))).data
     assert [(case["point"], case["shapes"]["x"]) for case in data["cases"]] == [
