@@ -346,9 +346,7 @@ class Recipe(Strict):
 
     @field_validator("precisions")
     @classmethod
-    def _settings_of_a_precision(
-        cls, precisions: dict[Precision, PrecisionSettings]
-    ) -> dict[Precision, PrecisionSettings]:
+    def _settings_fit(cls, precisions: dict[Precision, PrecisionSettings]) -> dict[Precision, PrecisionSettings]:
         for precision, settings in precisions.items():
             keeps = settings.auto_fp32 or settings.keep_fp32 != KeepFp32()
             msg = None
