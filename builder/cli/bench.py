@@ -11,10 +11,10 @@ import click
 from builder.bench import BenchSettings, bench
 from builder.bench_subject import KINDS
 from builder.cli import options
+from builder.cli.executor import executor_option
 from builder.cli.interrupt import stop_on_signals
 from builder.console import open_console
 from builder.errors import EnginefarmError, ExitCode, Reason
-from builder.executors import AUTO, EXECUTORS
 from builder.project import find_home
 from builder.report.bench import bench_page, noise_text
 from builder.report.failure import error_lines
@@ -46,9 +46,7 @@ class Python(click.ParamType):  # type: ignore[type-arg]  # generic in newer rel
               help="Turns that engine and baselines take.")  # fmt: skip
 @click.option("--all-shapes", is_flag=True, help="Time min, opt and max of each shape profile, not opt alone.")
 @click.option("--strict", is_flag=True, help="Fail if anything measured is noise.")
-@click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
-              help="What runs the engine; auto: what built it.")  # fmt: skip
+@executor_option("What runs the engine; auto: what built it.")
 @click.option("--no-install", is_flag=True, help="Refuse instead of installing a stack's packages.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=3600.0, show_default=True,
               metavar="SECONDS", help="Limit for the whole of it.")  # fmt: skip

@@ -11,9 +11,9 @@ import click
 
 from builder import github
 from builder.cli import options
+from builder.cli.executor import executor_option
 from builder.cli.interrupt import stop_on_signals
 from builder.console import open_console
-from builder.executors import AUTO, EXECUTORS
 from builder.journal import Journal
 from builder.plan import make_plan, require_jobs, select_jobs
 from builder.preflight import MIB
@@ -46,9 +46,7 @@ from builder.timing_caches import find_cache
 @click.option("--keep", "--keep-work", "keep_work", is_flag=True,
               help="Keep the folders of all stages, and containers that failed.")  # fmt: skip
 @click.option("--job", "ids", multiple=True, metavar="GLOB", help="Only the jobs with such ids; repeatable.")
-@click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
-              help="What runs the stages; auto: docker where one answers.")  # fmt: skip
+@executor_option("What runs the stages; auto: docker where one answers.")
 @click.option("--memory", "memory_mib", type=click.IntRange(min=64), metavar="MIB",
               help="Limit of a stage in a container [default: what is free].")  # fmt: skip
 @options.lock

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 
 from builder.cli import output
+from builder.cli.executor import executor_option
 from builder.cli.interrupt import stop_on_signals
 from builder.cli.wishes import PRECISION, VERSION
 from builder.compat import Wish
 from builder.ensure import ensure_models, find_asker
 from builder.ensure_means import Setup, real_means
-from builder.executors import AUTO, EXECUTORS
 from builder.facts_file import load_facts
 from builder.report.ensured import ensured_json
 from builder.runner import Settings
@@ -31,9 +31,7 @@ from builder.runner import Settings
               help="Who may sign what is pulled [default: $ENGINEFARM_POLICY, policy.toml of the home].")  # fmt: skip
 @click.option("--facts", "facts_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Have engines for the machine of this file.")  # fmt: skip
-@click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
-              help="What runs the stages of a build.")  # fmt: skip
+@executor_option("What runs the stages of a build.")
 @click.option("--plain-http", is_flag=True, help="Talk to another machine without TLS.")
 @output.as_json
 @click.option("--project", type=click.Path(path_type=Path, file_okay=False),

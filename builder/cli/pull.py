@@ -11,6 +11,7 @@ import click
 
 from builder.artifact import MAX_BYTES
 from builder.cli import options, signing
+from builder.cli.executor import executor_option
 from builder.cli.interrupt import stop_on_signals
 from builder.cli.sizes import Bytes
 from builder.cli.wishes import PRECISION, VERSION
@@ -18,7 +19,6 @@ from builder.compat import Wish
 from builder.compat_rules import load_known_bad
 from builder.console import open_console
 from builder.engine_cache import engines_limit
-from builder.executors import AUTO, EXECUTORS
 from builder.facts import load_facts, read_facts
 from builder.places import Talk, full_reference, locate
 from builder.policy import load_policy
@@ -50,9 +50,7 @@ if TYPE_CHECKING:
 @click.option("--to", type=click.Path(path_type=Path), metavar="DIR",
               help="Write the engine here, not where applications find it by name.")  # fmt: skip
 @click.option("--or-build", is_flag=True, help="Build one here where none fits.")
-@click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
-              help="With --or-build: what runs the stages.")  # fmt: skip
+@executor_option("With --or-build: what runs the stages.")
 @click.option("--plain-http", is_flag=True, help="Talk without TLS to another machine.")
 @options.as_json
 @options.project

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from builder.cli import options
+from builder.cli.executor import executor_option
 from builder.cli.interrupt import stop_on_signals
 from builder.console import open_console
 from builder.errors import ExitCode
-from builder.executors import AUTO, EXECUTORS
 from builder.project import find_home
 from builder.report.reproduced import reproduction_lines
 from builder.reproduce import REBUILDS_ON_GPU, Ask, reproduce
@@ -27,9 +27,7 @@ from builder.runner import Settings
 @click.option("--no-install", is_flag=True, help="Refuse instead of installing a stack's packages.")
 @click.option("--keep", "--keep-work", "keep_work", is_flag=True,
               help="Keep the folders of all stages, and containers that failed.")  # fmt: skip
-@click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
-              help="What runs the stages of an engine of an image.")  # fmt: skip
+@executor_option("What runs the stages of an engine of an image.")
 @options.as_json
 @options.project
 def command(  # noqa: PLR0913 - one parameter per option

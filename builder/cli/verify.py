@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 
 from builder.cli import options
+from builder.cli.executor import executor_option
 from builder.cli.interrupt import stop_on_signals
 from builder.console import open_console
-from builder.executors import AUTO, EXECUTORS
 from builder.project import find_home
 from builder.runner import Settings
 from builder.verify_engine import verify_engine
@@ -22,9 +22,7 @@ from builder.verify_engine import verify_engine
 @click.option("--no-install", is_flag=True, help="Refuse instead of installing a stack's packages.")
 @click.option("--keep", "--keep-work", "keep_work", is_flag=True,
               help="Keep the folders of all stages, and containers that failed.")  # fmt: skip
-@click.option("--executor", type=click.Choice([AUTO, *sorted(EXECUTORS)]), default=AUTO, show_default=True,
-              envvar="ENGINEFARM_EXECUTOR", show_envvar=True,
-              help="What runs the stages; auto: as the engine was built.")  # fmt: skip
+@executor_option("What runs the stages; auto: as the engine was built.")
 @options.as_json
 @options.project
 def command(
